@@ -1,0 +1,94 @@
+"""A repository in miniature for tests: its own log, its own system, a job notebook; no torch, so a run takes seconds.
+
+`trouble` makes a run go wrong on purpose: 'error' raises, 'kill' ends the kernel by SIGKILL the first time,
+'always_kill' every time, 'no_record' ends without a record, 'wrong_id' with somebody else's.
+"""
+import json
+from pathlib import Path
+
+SECTIONS = """log,order,section,slug,kind,question,change,base,finding
+toy_log,1,Start,start,run,Does it go down at all?,"Gradient descent on x*x",,It does.
+toy_log,2,Fast,fast,experiment,Is a larger rate faster?,Rate 0.1 to 0.3,start,"Yes, by far."
+toy_log,3,Faster,faster,ablation,And larger still?,Rate 0.3 to 0.45,fast,Yes.
+toy_log,4,Twin,twin,experiment,Again?,The same once more,fast,Same.
+toy_log,5,Later,not_yet,experiment,What next?,Momentum,fast,
+toy_log,6,Ideas,a_plan,plan,,Try the Newton step,fast,
+"""
+
+SYSTEM = '''
+import json, os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from reasonnb.core.config import Config, Experiment, System, UserError
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig(Config):
+    "Gradient descent on x*x."
+    rate: float = 0.1
+    pause: float = 0.0  # seconds a step takes
+    data: str = ''  # a file that must be there
+    trouble: Literal['', 'error', 'kill', 'always_kill', 'no_record', 'wrong_id'] = ''
+
+def fit(config, run_dir, log='', experiment='', scale='', run_id=''):
+    "Descend, with a checkpoint at each step; a checkpoint in the folder is continued."
+    folder = Path(run_dir)
+    if config.data and not Path(config.data).exists(): raise UserError(f"no data file {config.data}; generate it or set data=")
+    saved = folder / 'checkpoint.pt'
+    step, x = json.loads(saved.read_text()) if saved.exists() else (0, 1.0 + config.seed)
+    start = step
+    while step < config.steps:
+        step, x = step + 1, x - config.rate * 2 * x
+        time.sleep(config.pause)
+        with open(folder / 'metrics.jsonl', 'a') as file: file.write(json.dumps({'step': step, 'kind': 'train', 'loss': x * x}) + '\\n')
+        part = folder / 'checkpoint.tmp'
+        part.write_text(json.dumps([step, x]))
+        os.replace(part, saved)
+        if step == 3 and config.trouble == 'error': raise ValueError('the toy broke\\nand says more')
+        if step == 3 and (config.trouble == 'always_kill' or config.trouble == 'kill' and start == 0): os.kill(os.getpid(), signal.SIGKILL)
+    if config.trouble == 'no_record': return
+    record = dict(id='f' * 12 if config.trouble == 'wrong_id' else run_id or config.id, log=log, experiment=experiment, scale=scale, seed=config.seed,
+                  config=config.to_dict(), metrics={'loss': x * x}, best={}, curve=[], params=1, data='none', protocol='none', flop_per_item=4,
+                  versions={}, device='cpu', seconds=0.1, steps=step, start=start, finished='2026-01-01T00:00:00+00:00')
+    (folder / 'record.json').write_text(json.dumps(record))
+
+SYSTEM = System('toy', ('toy_log',), ToyConfig, {'smoke': {'steps': 5}, 'laptop': {'steps': 50}},
+    (Experiment('start'), Experiment('fast', 'start', {'rate': 0.3}, {'laptop': {'steps': 400}}), Experiment('faster', 'fast', {'rate': 0.45}),
+     Experiment('twin', 'fast'), Experiment('ours', 'faster', {'rate': 0.49}, note='not in the log')),
+    build=None, job='jobs/toy.ipynb', metrics={'loss': 'loss'})
+'''
+
+PARAMETERS = """experiment: str = 'start'  # slug
+scale: str = 'smoke'
+seed: int = 0
+overrides: str = ''  # 'rate=0.2 steps=20'
+run_dir: str = ''  # '' = a temporary folder
+run_id: str = ''  # given by the driver"""
+
+JOB = """import os, tempfile
+from reasonnb.core.config import parse_overrides
+from reasonnb.lab.catalogue import log_of, resolve
+from toy_system import fit
+print('threads', os.environ.get('OMP_NUM_THREADS'), 'gpu', os.environ.get('CUDA_VISIBLE_DEVICES'), 'backend', os.environ.get('MPLBACKEND'))
+fit(resolve(experiment, scale, seed=seed, **parse_overrides(overrides)), run_dir or tempfile.mkdtemp(), log_of(experiment), experiment, scale, run_id)"""
+
+
+def notebook(*cells):
+    "A notebook of code cells given as (source, tags)."
+    made = [dict(cell_type='code', id=f'cell{i}', source=source, metadata={'tags': tags} if tags else {}, outputs=[], execution_count=None)
+            for i, (source, tags) in enumerate(cells)]
+    kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    return json.dumps({'cells': made, 'metadata': kernel, 'nbformat': 4, 'nbformat_minor': 5})
+
+
+def make_root(path):
+    "Write the miniature repository into an empty folder."
+    path = Path(path)
+    (path / 'nbs' / 'jobs').mkdir(parents=True)
+    (path / 'data' / 'logs').mkdir(parents=True)
+    (path / 'settings.ini').write_text('[DEFAULT]\nlib_name = toy\n')
+    (path / 'data' / 'logs' / 'sections.csv').write_text(SECTIONS)
+    (path / 'toy_system.py').write_text(SYSTEM)
+    (path / 'nbs' / 'jobs' / 'toy.ipynb').write_text(notebook((PARAMETERS, ['parameters']), (JOB, [])))
+    (path / 'nbs' / 'jobs' / 'both.yaml').write_text('experiments: [start, fast]\nscales: [smoke]\nseeds: [0, 1]\n')
+    return path
