@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from reasonnb.core import statistics
 from reasonnb.core.config import UserError
 from reasonnb.lab import catalogue, results
 
@@ -18,7 +19,7 @@ numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
 @settings(deadline=None)
 @given(numbers)
 def test_interval_is_the_t_interval_of_scipy(values):
-    found = results.interval(values)
+    found = statistics.interval(values)
     if np.ptp(values) < 1e-6: return  # scipy gives nan there
     low, high = stats.t.interval(.95, len(values)-1, np.mean(values), stats.sem(values))
     assert found == pytest.approx((np.mean(values), low, high), rel=1e-6, abs=1e-6)
@@ -29,41 +30,41 @@ def test_interval_is_the_t_interval_of_scipy(values):
 def test_wilson_is_scipys(case, level):
     k, n = case
     expected = stats.binomtest(k, n).proportion_ci(level, method='wilson')
-    assert results.wilson(k, n, level)[1:] == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert statistics.wilson(k, n, level)[1:] == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @settings(deadline=None)
 @given(numbers, numbers)
 def test_difference_is_scipys_welch(a, b):
-    if np.var(a) + np.var(b) < 1e-6: return
+    if min(np.ptp(a), np.ptp(b)) < 1e-3: return  # scipy warns of cancellation
     expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(.95)
-    assert results.difference(a, b)[1:] == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-6)
+    assert statistics.difference(a, b)[1:] == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize('a, n, b, m, low, high', [(56/70, 70, 48/80, 80, .0524, .3339), (.9, 10, .3, 10, .1705, .8090),
                                                     (0., 10, 0., 20, -.1611, .2775), (0., 10, 0., 10, -.2775, .2775)])
 def test_two_shares_without_spread_follow_newcombe(a, n, b, m, low, high):
     "Worked examples of Newcombe (1998), table II, method 10."
-    assert results.difference([a, a, a], [b, b, b], trials=(n, m))[1:] == pytest.approx((low, high), abs=1e-4)
+    assert statistics.difference([a, a, a], [b, b, b], trials=(n, m))[1:] == pytest.approx((low, high), abs=1e-4)
 
 
 def test_welch_covers_the_truth_in_95_of_100():
     "Three seeds against four, one side five times as noisy: what the ledger really meets."
     rng = np.random.default_rng(0)
     hits = sum(low <= .1 <= high for _, low, high in (
-        results.difference(rng.normal(.7, .05, 3), rng.normal(.6, .01, 4)) for _ in range(3000)))
+        statistics.difference(rng.normal(.7, .05, 3), rng.normal(.6, .01, 4)) for _ in range(3000)))
     assert .92 < hits/3000 < .96  # 93.7 % in the limit; equal noise gives 96 %
 
 
 def test_degenerate_samples():
     nan = math.isnan
-    assert nan(results.interval([]).value) and results.interval([2.])[0] == 2 and nan(results.interval([2.]).high)
-    assert nan(results.interval([1., math.nan]).value)
-    assert nan(results.difference([], [1, 2]).value) and nan(results.difference([1.], [1., 2.]).low)
-    assert nan(results.difference([1., math.inf], [1., 2.]).low)
-    assert results.difference([3, 3, 3], 2) == (1, 1, 1)
-    assert results.difference([3, 3], [1, 1]) == (2, 2, 2)
-    assert nan(results.wilson(0, 0).value)
+    assert nan(statistics.interval([]).value) and statistics.interval([2.])[0] == 2 and nan(statistics.interval([2.]).high)
+    assert nan(statistics.interval([1., math.nan]).value)
+    assert nan(statistics.difference([], [1, 2]).value) and nan(statistics.difference([1.], [1., 2.]).low)
+    assert nan(statistics.difference([1., math.inf], [1., 2.]).low)
+    assert statistics.difference([3, 3, 3], 2) == (1, 1, 1)
+    assert statistics.difference([3, 3], [1, 1]) == (2, 2, 2)
+    assert nan(statistics.wilson(0, 0).value)
 
 
 class _Config(dict):

@@ -3,8 +3,10 @@
 `trouble` makes a run go wrong on purpose: 'error' raises, 'kill' ends the kernel by SIGKILL the first time,
 'always_kill' every time, 'no_record' ends without a record, 'wrong_id' with somebody else's.
 """
-import json
+import atexit, json, os, subprocess, sys, tempfile, time
+from functools import cache
 from pathlib import Path
+import psutil
 
 SECTIONS = """log,order,section,slug,kind,question,change,base,finding
 toy_log,1,Start,start,run,Does it go down at all?,"Gradient descent on x*x",,It does.
@@ -92,3 +94,54 @@ def make_root(path):
     (path / 'nbs' / 'jobs' / 'toy.ipynb').write_text(notebook((PARAMETERS, ['parameters']), (JOB, [])))
     (path / 'nbs' / 'jobs' / 'both.yaml').write_text('experiments: [start, fast]\nscales: [smoke]\nseeds: [0, 1]\n')
     return path
+
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@cache
+def shared_root():
+    "One miniature repository for all tests that run in this process (its module can only be imported once)."
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    sys.path.insert(0, folder.name)
+    return make_root(folder.name).resolve()
+
+
+def environment(root):
+    "Environment variables that make `reasonnb` and its kernels see a miniature repository."
+    return {'REASONNB_ROOT': str(root), 'REASONNB_SYSTEMS': 'toy_system', 'PYTHONPATH': f'{root}{os.pathsep}{REPO}'}
+
+
+def start_cli(root, *words, **more):
+    "`reasonnb ...` in a process of its own, in the miniature repository."
+    command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
+    hidden = ('MPLBACKEND', 'RAY_ADDRESS', 'REASONNB_SLOTS', 'CUDA_VISIBLE_DEVICES')
+    env = {name: value for name, value in os.environ.items() if name not in hidden} | environment(root) | more
+    return subprocess.Popen(command, cwd=root, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def cli(root, *words, **more):
+    "Exit code, standard output and standard error of `reasonnb ...`."
+    process = start_cli(root, *words, **more)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def until(condition, seconds=40):
+    "Wait for a condition; fail when it takes too long."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.05)
+
+
+def kernels(folder):
+    "Processes that still work on a run folder: the job process and its kernel."
+    children = [process for process in psutil.process_iter() if str(folder) in ' '.join(_words(process))]
+    return children + [kernel for child in children for kernel in child.children(recursive=True)]
+
+
+def _words(process):
+    try: return process.cmdline()
+    except psutil.Error: return []

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Batch', 'accumulate_gradients', 'clip_gradients', 'Ranks', 'join_ranks', 'all_reduce_gradients']
 
-# %% ../../nbs/core/03_gradients.ipynb #157f83d8
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+# %% ../../nbs/core/03_gradients.ipynb #27d71168
+import atexit, os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import torch
 import torch.distributed as dist
@@ -49,14 +48,15 @@ class Batch:
         "The piece of process `rank` out of `world`."
         return self.split(world)[rank]
 
-# %% ../../nbs/core/03_gradients.ipynb #0240a77f
+# %% ../../nbs/core/03_gradients.ipynb #1e408fba
 def accumulate_gradients(task, # has .model and .backward(batch) -> loss terms
                          batch:Batch, # what this process works on
                          n:int=1, # micro-batches
                          whole:Tensor|None=None, # () weight over all processes, None = `batch` is all there is
+                         params:list|None=None, # trainable ones; walking a model for them takes longer than the rest of this
                         ) -> dict[str, Tensor]: # loss terms: weighted means, or this process' share of them
     "Fill `.grad` with the sum over micro-batches of (micro weight / whole weight) x micro gradient."
-    params = [p for p in task.model.parameters() if p.requires_grad]
+    params = params or [p for p in task.model.parameters() if p.requires_grad]
     for p in params: p.grad = None
     if n == 1 and whole is None: return task.backward(batch)
     whole = batch.weight if whole is None else whole
@@ -83,7 +83,7 @@ def clip_gradients(params:Iterable[nn.Parameter],
     if limit: torch.nn.utils.clip_grads_with_norm_(params, limit, norm)
     return norm
 
-# %% ../../nbs/core/03_gradients.ipynb #d33812a3
+# %% ../../nbs/core/03_gradients.ipynb #429feccf
 @dataclass
 class Ranks:
     "The processes that train one model together; by default one."
@@ -115,25 +115,32 @@ class Ranks:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return bool(box)
 
+    def on_main(self, action:Callable):
+        "Do something in the main process while the others wait; its value in every process, or a failure in every process."
+        value, error = None, None
+        if self.main:
+            try: value = action()
+            except Exception as e: error = e
+        if self.any(error is not None): raise error or UserError('the main process failed')
+        return self.share(value)
+
     def same_weights(self, model:nn.Module):
         "Give every process the main process' parameters and buffers."
         if self.world == 1: return
         for tensor in [*model.parameters(), *model.buffers()]: dist.broadcast(tensor.detach(), src=0)
 
-# %% ../../nbs/core/03_gradients.ipynb #4f94e660
-@contextmanager
+# %% ../../nbs/core/03_gradients.ipynb #9734f88a
 def join_ranks(wanted:bool, # the task asks for data parallelism
                device:torch.device, # of this process
-              ) -> Iterator[Ranks]:
+              ) -> Ranks:
     "The processes that torchrun started (RANK, WORLD_SIZE); alone when it started none."
     world = int(os.environ.get('WORLD_SIZE', 1))
-    if world == 1: yield Ranks(device=device); return
+    if world == 1: return Ranks(device=device)
     if not wanted: raise UserError(f"{world} processes were started but the task trains in one; set task.parallel = True or start without torchrun")
-    mine = not dist.is_initialized()
-    if mine: dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-    try: yield Ranks(dist.get_rank(), world, device)
-    finally:
-        if mine: dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        atexit.register(dist.destroy_process_group)  # once per process: a second group at the same meeting point can hang
+    return Ranks(dist.get_rank(), world, device)
 
 # %% ../../nbs/core/03_gradients.ipynb #7804ad31
 def all_reduce_gradients(params:Iterable[nn.Parameter],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .config import Config, UserError
 
-# %% ../../nbs/core/04_guards.ipynb #a97b32e2
+# %% ../../nbs/core/04_guards.ipynb #90756ab1
 class TrainingError(UserError):
     "A run that cannot go on as configured; the last good checkpoint is kept."
 
@@ -25,8 +25,8 @@ def check_finite(step:int, # updates done before this one
                  lr:float, # learning rate of this step
                 ):
     "Raise `TrainingError` before an update made of inf or nan is applied."
-    if bool(torch.isfinite(terms['loss'].detach() + norm)): return
-    bad = [name for name, value in {**terms, 'gradient': norm}.items() if not math.isfinite(float(value))] or ['loss + gradient']
+    if math.isfinite(float(terms['loss'].detach() + norm)): return
+    bad = [name for name, value in {**terms, 'gradient': norm}.items() if not math.isfinite(float(value.detach()))] or ['loss + gradient']
     raise TrainingError(f"update {step + 1}: {', '.join(bad)} not finite at learning rate {lr:.3g}; nothing of it was applied; "
                         "start a new run folder with a lower lr or a clip")
 

@@ -79,7 +79,7 @@ def read_jsonl(path) -> list[dict]: # none if there is no file
         except ValueError: raise UserError(f"{path} line {number} is not JSON; delete that line") from None
     return rows
 
-# %% ../../nbs/core/05_records.ipynb #30abc327
+# %% ../../nbs/core/05_records.ipynb #2d8fa746
 class RunFolder:
     "The files of one run; each is complete or absent, so the run may be killed at any moment."
     def __init__(self, path):
@@ -92,10 +92,11 @@ class RunFolder:
     def log(self, row:dict): append_jsonl(self.metrics, row)
     def rows(self) -> list[dict]: return read_jsonl(self.metrics)
 
-    def truncate(self, step:int # the last one to keep
+    def truncate(self, step:int, # last training row to keep
+                 evaluated:int, # last evaluation row to keep
                 ):
-        "Drop what a killed run left behind: rows after `step`, which will be written again, and half-written files."
-        rows = [row for row in self.rows() if row['step'] <= step]
+        "Drop what a killed run left after its checkpoint: rows, which will be written again, and half-written files."
+        rows = [row for row in self.rows() if row['step'] <= (evaluated if row['kind'] == 'eval' else step)]
         with atomic(self.metrics) as file: file.write(b''.join(json.dumps(row).encode() + b'\n' for row in rows))
         for name in (self.metrics, self.checkpoint, self.best, self.env, self.record):
             for part in self.path.glob(f'.{name.name}.*.tmp'): part.unlink(missing_ok=True)
@@ -178,7 +179,7 @@ class Reporter:
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/core/05_records.ipynb #89ec2bbd
+# %% ../../nbs/core/05_records.ipynb #1adcb406
 @contextmanager
 def mirror(folder:RunFolder, config:dict,
            name:str, # shown in the W&B interface
@@ -190,5 +191,6 @@ def mirror(folder:RunFolder, config:dict,
     try: import wandb
     except ImportError: raise UserError("REASONNB_WANDB is set but wandb is not installed; pip install wandb, or unset it") from None
     settings = wandb.Settings(silent=True, console='off')
-    with wandb.init(project='reasonnb', name=name, dir=str(folder.path), mode=mode, config=config, settings=settings) as run:
-        yield lambda row: run.log({f"{row['kind']}/{k}": v for k, v in row.items() if k not in ('step', 'kind')}, step=row['step'])
+    try: run = wandb.init(project='reasonnb', name=name, dir=str(folder.path), mode=mode, config=config, settings=settings)
+    except wandb.errors.Error as e: raise UserError(f"REASONNB_WANDB={mode}: {e}".splitlines()[0]) from e
+    with run: yield lambda row: run.log({f"{row['kind']}/{k}": v for k, v in row.items() if k not in ('step', 'kind')}, step=row['step'])

@@ -55,7 +55,7 @@ def systems() -> tuple[System, ...]:
     names = os.environ.get('REASONNB_SYSTEMS')
     return tuple(_system(name.strip()) for name in (names.split(',') if names else SYSTEMS))
 
-# %% ../../nbs/lab/00_catalogue.ipynb #cdeb3760
+# %% ../../nbs/lab/00_catalogue.ipynb #4498cdeb
 def experiments() -> dict[str, tuple[System, Experiment]]: # slug -> system and experiment, in order of registration
     "Everything that can be run. A slug registered twice is a bug of the systems."
     found = {}
@@ -69,20 +69,20 @@ def _find(slug:str) -> tuple[System, Experiment]:
     known = experiments()
     if slug in known: return known[slug]
     row = sections().query('slug == @slug')
-    if len(row): raise UserError(f"{slug!r} is a {row['kind'].iloc[0]} of {row['log'].iloc[0]} that has no configuration (yet); `reasonnb list` shows what can be run")
+    if len(row): raise UserError(f"{slug!r} ({row['log'].iloc[0]}, {row['kind'].iloc[0]}) has no configuration yet; `reasonnb list` shows what can be run")
     raise unknown('experiment', slug, known)
 
 def system_of(slug:str) -> System:
     "The system that runs an experiment."
     return _find(slug)[0]
 
-# %% ../../nbs/lab/00_catalogue.ipynb #2d2dd708
+# %% ../../nbs/lab/00_catalogue.ipynb #367c3082
 def chain(slug:str) -> list[str]: # slugs from the root to `slug`
     "The experiments that `slug` builds on, oldest first."
     found, name = [], slug
     while name:
         if name in found: raise UserError(f"{name!r} is its own base: {' -> '.join(reversed(found))}")
-        if found and name not in experiments(): raise UserError(f"{found[-1]!r} builds on {name!r}, which has no configuration (yet)")
+        if found and name not in experiments(): raise UserError(f"{found[-1]!r} builds on {name!r}, which has no configuration yet")
         found.append(name)
         name = _find(name)[1].base
     return found[::-1]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SEEDS', 'NEEDS_FUNCTION', 'LEDGER_COLUMNS', 'Finding', 'judge', 'tolerance', 'judge_none', 'judge_events',
-           'diverged', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger']
+           'diverged', 'collapsed', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger']
 
-# %% ../../nbs/lab/04_claims.ipynb #a0900e42
+# %% ../../nbs/lab/04_claims.ipynb #f1560940
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ import pandas as pd
 
 from ..core.config import UserError, unknown
 from ..core.records import atomic
+from ..core.statistics import Interval, difference, wilson
 from . import catalogue
-from .results import Interval, as_catalogued, difference, load_records, reported, runs_of, samples, wilson
+from .results import as_catalogued, load_records, reported, runs_of, samples
 
 # %% ../../nbs/lab/04_claims.ipynb #7c7858ea
 VERDICTS = ('holds', 'contradicted', 'undecided', 'not run')
@@ -66,7 +67,7 @@ def judge_none(shares:list[float], # share solved, one per seed
     bar = wilson(0, round(log_n)).high
     return 'holds' if pooled.high <= bar else 'contradicted' if pooled.low > bar else 'undecided', pooled
 
-# %% ../../nbs/lab/04_claims.ipynb #235c13a2
+# %% ../../nbs/lab/04_claims.ipynb #9315c4ab
 def judge_events(truths:list[bool], # one per seed
                 ) -> tuple[str, Interval]: # verdict; share of seeds with its Wilson interval
     "Unanimous or undecided."
@@ -81,6 +82,13 @@ def diverged(record:dict, # one record
     values = [metrics[name] for name in ('loss', metric) if name in metrics]
     return bool(metrics.get('diverged')) or any(value is None or not math.isfinite(value) for value in values)
 
+def collapsed(record:dict, # one record
+             ) -> bool:
+    "True if the run says so or its variance alarm rang; KeyError if nobody watched for it."
+    if 'collapsed' in record['metrics']: return bool(record['metrics']['collapsed'])
+    if not record.get('config', {}).get('variance_floor'): raise KeyError('collapsed')
+    return 'collapse' in record.get('alarms', {})
+
 # %% ../../nbs/lab/04_claims.ipynb #dfdaf451
 NEEDS_FUNCTION = frozenset("""
 en_run2_reaches_reference en_loss_up_accuracy_up en_z_static en_accuracy_flat_langevin
@@ -92,7 +100,7 @@ rl_engram_lt_baseline_midrun rl_resume_spike_haar rl_resume_spike_engram rl_engr
 rl_gnorm_haar_small rl_ramp_safer rl_low_peak_safer rl_plateau_before_decay rl_mtp_ratio_constant rl_engram_loss_equals_h
 rl_baseline_best_not_final rl_init_near_uniform rl_lr_extension rl_loop_slow rl_vram_bound eq_flat_top""".split())
 
-# %% ../../nbs/lab/04_claims.ipynb #52b78423
+# %% ../../nbs/lab/04_claims.ipynb #198dd077
 class _NotRun(Exception):
     "What is missing for a verdict."
 
@@ -103,6 +111,12 @@ def _side(records:pd.DataFrame, slug:str, scale:str) -> pd.DataFrame:
     if len(runs): return runs
     other = ((records['experiment'] == slug) & (records['scale'] == scale)).sum()
     raise _NotRun(f'no runs of {slug} at {scale}' + (f' as catalogued ({other} with changes)' if other else ''))
+
+def _ask(function, left:pd.DataFrame, right:pd.DataFrame|None):
+    "What a claim's own function says; one that fails must not take the other claims with it."
+    try: return function(list(left['record']), [] if right is None else list(right['record']))
+    except KeyError: raise
+    except Exception as error: raise _NotRun(f'its function failed: {type(error).__name__}: {error}') from error
 
 def _number(text) -> float|None: # None for a slug
     "The right side as a number, if it is one."
@@ -116,7 +130,7 @@ def _test_items(runs:pd.DataFrame, metric:str) -> float|None: # None where recor
     try: return samples(runs, 'n_test' + (f'/{bucket}' if bucket else ''))[0]
     except KeyError: return None
 
-# %% ../../nbs/lab/04_claims.ipynb #2bd732c0
+# %% ../../nbs/lab/04_claims.ipynb #26e60f55
 def _compare(claim:dict, metric:str, left:pd.DataFrame, right:pd.DataFrame|None, values:tuple|None) -> Finding:
     "Left minus right for '>', '<', '>=', '~='; `values` are the samples of a claim's own function."
     number = _number(claim['right'])
@@ -143,11 +157,11 @@ def _none(claim:dict, metric:str, left:pd.DataFrame, values:tuple|None) -> Findi
 def _event(claim:dict, metric:str, left:pd.DataFrame, truths:list|None) -> Finding:
     "For 'diverges', 'collapses' and 'holds'."
     if truths is None and claim['relation'] == 'diverges': truths = [diverged(r, metric) for r in left['record']]
-    if truths is None: truths = [x == 1 for x in samples(left, 'collapsed')]
+    if truths is None: truths = [collapsed(r) for r in left['record']]
     verdict, share = judge_events(truths)
     return Finding(verdict, *share, len(truths), 0)
 
-# %% ../../nbs/lab/04_claims.ipynb #b1c0fe2d
+# %% ../../nbs/lab/04_claims.ipynb #d675ba0f
 def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     "One row of `orderings.csv` against the runs; raises _NotRun or KeyError (a metric no run reports)."
     system = next((system for system in catalogue.systems() if claim['log'] in system.logs), None)
@@ -162,7 +176,7 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     right = _side(records, versus, scale) if versus else None
     if not own and versus and set(left['path']) == set(right['path']):
         return Finding('undecided', n_left=len(left), n_right=len(right), reason='same configuration')
-    values = own(list(left['record']), [] if right is None else list(right['record'])) if own else None
+    values = _ask(own, left, right) if own else None
     metric = system.metrics.get(claim['metric'], claim['metric'])
     if relation == 'solves_none': found = _none(claim, metric, left, values)
     elif relation in ('holds', 'diverges', 'collapses'): found = _event(claim, metric, left, values)

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'LOG', 'VERDICT_LOOK', 'style', 'dots', 'curves', 'iterations',
            'buckets', 'effects', 'save', 'present', 'to_markdown', 'to_html']
 
-# %% ../../nbs/lab/05_figures.ipynb #62fd24d5
+# %% ../../nbs/lab/05_figures.ipynb #a1a25ba6
 import math
 import re
 import textwrap
@@ -20,10 +20,11 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from ..core.config import UserError
 from ..core.records import atomic
+from ..core.statistics import interval
 from . import catalogue
-from .results import as_catalogued, interval, reported, runs_of, samples
+from .results import reported, runs_of, samples
 
-# %% ../../nbs/lab/05_figures.ipynb #157ed1a4
+# %% ../../nbs/lab/05_figures.ipynb #74593303
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 3)), (0, (1, 2.5)))
@@ -48,11 +49,11 @@ def _canvas(title:str, width:float, height:float, **grid):
 
 def _settled(fig:Figure) -> Figure:
     "Fix the layout now: it would otherwise creep with each drawing, and a saved file with it."
-    for _ in range(2): fig.draw_without_rendering()
+    for _ in range(3): fig.draw_without_rendering()
     fig.set_layout_engine('none')
     return fig
 
-# %% ../../nbs/lab/05_figures.ipynb #99932f82
+# %% ../../nbs/lab/05_figures.ipynb #2a5b4285
 def _is_share(metric:str) -> bool:
     "True for a metric that is a share of 1."
     return 'accuracy' in metric or metric.endswith('_share')
@@ -60,7 +61,7 @@ def _is_share(metric:str) -> bool:
 def _say(value:float, metric:str, digits:int=1) -> str:
     "A value as a reader wants it: percent for shares, three digits otherwise."
     if value is None or not math.isfinite(value): return '–'
-    return f'{100*value:.{digits}f}' if _is_share(metric) else f'{value:.3g}'
+    return (f'{100*value:.{digits}f}' if _is_share(metric) else f'{value:.3g}').replace('-', '−')
 
 def _axis(axis, metric:str):
     "Percent ticks for shares, plain ones otherwise."
@@ -82,17 +83,17 @@ def _spread(heights:list[float], gap:float # least distance of two labels
         placed[:-1] -= push; placed[1:] += push
     return list(placed[np.argsort(order)])
 
-# %% ../../nbs/lab/05_figures.ipynb #b9e9d090
+# %% ../../nbs/lab/05_figures.ipynb #350a4f34
 def _column(ax, x:float, head:str, cells:list[str]):
-    "Numbers beside the rows; `x` in widths of the axes."
+    "Numbers beside the rows, ending `x` points right of the axes."
     for row, text in [(-.75, head), *enumerate(cells)]:
-        ax.text(x, row, text, transform=ax.get_yaxis_transform(), va='center_baseline', ha='right', fontsize=8.5,
-                color=FAINT if row < 0 else INK)
+        ax.annotate(text, (1, row), xycoords=ax.get_yaxis_transform(), xytext=(x, 0), textcoords='offset points',
+                    va='center_baseline', ha='right', fontsize=8.5, color=FAINT if row < 0 else INK)
 
 def _whisker(ax, row:float, mean:float, low:float, high:float, colour:str, marker:str='o'):
     "Mean and interval of one row."
     if math.isfinite(low): ax.plot([low, high], [row, row], color=colour, lw=2.4, alpha=.9, solid_capstyle='butt', zorder=3)
-    ax.plot(mean, row, marker, color=colour, ms=7, mec='white', mew=.8, zorder=4)
+    ax.plot(mean, row, marker, color=colour, ms=6.5, mec='white', mew=.8, zorder=4)
 
 def _log_mark(ax, value:float, row:float):
     "The log's own value."
@@ -104,7 +105,7 @@ def _rows(ax, labels:list[str]):
     ax.set_ylim(len(labels)-.45, -.55)
     ax.grid(False, axis='y'); ax.spines['left'].set_visible(False); ax.tick_params(axis='y', length=0)
 
-# %% ../../nbs/lab/05_figures.ipynb #d4301634
+# %% ../../nbs/lab/05_figures.ipynb #9d671003
 def dots(records:pd.DataFrame, # from `load_records`
          experiments:list[str], # slugs, from top to bottom
          title:str, # the finding
@@ -125,7 +126,7 @@ def dots(records:pd.DataFrame, # from `load_records`
             cells.append((_say(mean, metric), f'{_say(low, metric)} to {_say(high, metric)}', str(len(seeds)), _say(log, metric)))
         _rows(ax, [(labels or {}).get(slug, slug) for slug in experiments])
         unit = ', %' if _is_share(metric) else ''
-        for x, head, column in zip((1.1, 1.32, 1.39, 1.52), (f'mean{unit}', '95 % interval', 'n', f'log{unit}'), zip(*cells)): _column(ax, x, head, column)
+        for x, head, column in zip((40, 113, 136, 174), (f'mean{unit}', '95 % interval', 'n', f'log{unit}'), zip(*cells)): _column(ax, x, head, column)
         _axis(ax.xaxis, metric); ax.set_xlabel(f'{_name(metric)} at scale {scale}')
         _key(ax, seeds=True, log=any(map(math.isfinite, said)))
         return _settled(fig)
@@ -199,15 +200,17 @@ def curves(records:pd.DataFrame, # from `load_records`
         _end_labels(ax, ends)
         return _settled(fig)
 
-# %% ../../nbs/lab/05_figures.ipynb #3bc96314
+# %% ../../nbs/lab/05_figures.ipynb #70393080
+def _natural(suffix:str) -> list: # key that sorts 2 before 16 and 3_10 before 11_50
+    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', suffix)]
+
 def _family(records:pd.DataFrame, slug:str, metric:str, pattern:str, scale:str) -> dict: # suffix -> values of the seeds
     "All metrics `metric` + suffix whose suffix matches `pattern`, in natural order."
     runs = runs_of(records, slug, scale)
     found = {match[1]: name for record in runs['record'] for name in record['metrics']
              if name.startswith(metric) and (match := re.fullmatch(pattern, name[len(metric):]))}
     if not found: raise UserError(f'the runs of {slug} at scale {scale} have no metric {metric!r} + {pattern!r}')
-    order = sorted(found, key=lambda suffix: [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', suffix)])
-    return {suffix: samples(runs, found[suffix]) for suffix in order}
+    return {suffix: samples(runs, found[suffix]) for suffix in sorted(found, key=_natural)}
 
 def _lines(ax, records:pd.DataFrame, experiments:list[str], metric:str, pattern:str, scale:str, place, labels:dict|None):
     "One line per experiment over the suffixes; `place` turns a suffix into its position."
@@ -223,7 +226,7 @@ def _lines(ax, records:pd.DataFrame, experiments:list[str], metric:str, pattern:
     _axis(ax.yaxis, metric); ax.set_ylabel(_name(metric))
     _end_labels(ax, ends)
 
-# %% ../../nbs/lab/05_figures.ipynb #a4d5af13
+# %% ../../nbs/lab/05_figures.ipynb #5603bcef
 def iterations(records:pd.DataFrame, # from `load_records`
                experiments:list[str], # slugs
                title:str, # the finding
@@ -239,7 +242,8 @@ def iterations(records:pd.DataFrame, # from `load_records`
             ax.axvline(math.log2(trained), color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
             ax.text(math.log2(trained), 1.0, f' trained with {trained}', transform=ax.get_xaxis_transform(), va='top', fontsize=8.5, color=FAINT)
         _lines(ax, records, experiments, metric, r'@(\d+)', scale, lambda n: math.log2(int(n)), labels)
-        ticks = sorted({int(n) for slug in experiments for n in _family(records, slug, metric, r'@(\d+)', scale)})
+        tried = {int(n) for slug in experiments for n in _family(records, slug, metric, r'@(\d+)', scale)}
+        ticks = sorted(n for n in tried if n.bit_count() == 1) # powers of two: the others would overlap
         ax.set_xticks(np.log2(ticks), ticks); ax.set_xlabel('iterations at test time (mean over seeds, 95 % interval)')
         return _settled(fig)
 
@@ -255,9 +259,9 @@ def buckets(records:pd.DataFrame, # from `load_records`
     with plt.rc_context(style()):
         fig, ax = _canvas(title, 7.4, 3.8)
         pattern = rf'/{re.escape(prefix)}([^@/]+)'
-        names = list(_family(records, experiments[0], metric, pattern, scale))
+        names = sorted({name for slug in experiments for name in _family(records, slug, metric, pattern, scale)}, key=_natural)
         _lines(ax, records, experiments, metric, pattern, scale, names.index, labels)
-        ax.set_xticks(range(len(names)), [(labels or {}).get(name, name) for name in names])
+        ax.set_xticks(range(len(names)), [(labels or {}).get(name, name.replace('_', '–')) for name in names])
         ax.set_xlabel(f'{_name(prefix).strip()} (mean over seeds, 95 % interval)')
         return _settled(fig)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GRACE', 'sources', 'run_id', 'job_parameters', 'check_job', 'Run', 'run_dir', 'plan', 'status', 'finished',
-           'progress', 'child', 'execute']
+           'progress', 'child', 'queue', 'execute']
 
-# %% ../../nbs/lab/01_runs.ipynb #1e7500a1
-import ast, fcntl, hashlib, inspect, json, os, shutil, signal, subprocess, sys, threading, time
+# %% ../../nbs/lab/01_runs.ipynb #dcf8bd25
+import ast, fcntl, hashlib, inspect, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ class Run:
         given = {name: getattr(self, name) for name in ('experiment', 'scale', 'seed', 'overrides')}
         return given | {'run_dir': str(self.unfinished), 'run_id': self.id}
 
-# %% ../../nbs/lab/01_runs.ipynb #f00fb656
+# %% ../../nbs/lab/01_runs.ipynb #709bd4e9
 def run_dir(log:str, experiment:str, scale:str, seed:int, overrides:str='') -> Path:
     "papermill_runs/<log>/<experiment>/<scale>-s<seed>, with a hash of the overrides if there are any."
     tail = '-' + hashlib.sha256(overrides.encode()).hexdigest()[:6] if overrides else ''
@@ -115,14 +115,14 @@ def plan(experiment:str, # slug
     if 'seed' in given: raise UserError("seed is not an override; use --seed (seeds: in a sweep file)")
     config, plain = resolve(experiment, scale, seed=seed, **given), resolve(experiment, scale, seed=seed)
     system, log, text = system_of(experiment), log_of(experiment), _normal(config, plain)
-    if resolve(experiment, scale, seed=seed, **parse_overrides(text)) != config: raise UserError(f"overrides {overrides!r} cannot be written as text")
+    resolve(experiment, scale, seed=seed, **parse_overrides(text))  # the job reads them as text: fail here if it cannot
     job = root()/'nbs'/system.job
     about = dict(experiment=experiment, scale=scale, seed=config.seed, overrides=text)
     check_job(job, about | {'run_dir': '', 'run_id': ''})
     name = run_id(job, system, about | {'config': config.to_dict()})
     return Run(**about, log=log, job=job, folder=run_dir(log, experiment, scale, config.seed, text), id=name, steps=config.steps)
 
-# %% ../../nbs/lab/01_runs.ipynb #4c47d8bb
+# %% ../../nbs/lab/01_runs.ipynb #c75b5d34
 def _read(path:Path) -> dict:
     "A JSON file, {} if it is missing or torn."
     try: return json.loads(path.read_text())
@@ -132,9 +132,12 @@ def _read(path:Path) -> dict:
 def _locked(folder:Path) -> Iterator[int|None]: # a file descriptor, or None if another process has the lock
     "Held while a run goes on; the operating system lets go of it when the holder dies, however it dies."
     with open(folder/'.lock', 'w') as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: yield None
-        else: yield file.fileno()
+        for _ in range(20):  # somebody may be looking at the status, which takes the lock for an instant
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: time.sleep(0.02)
+            else: break
+        else: return (yield None)
+        yield file.fileno()
 
 def status(run:Run) -> dict: # status, id, and for runs that ended: seconds, error, peak_memory
     "What is known about a run; one whose driver died counts as killed."
@@ -158,7 +161,7 @@ def progress(run:Run) -> dict: # the newest train row: step, loss, ...; {} if th
     rows = (json.loads(line) for line in reversed(lines) if b'"train"' in line)
     return next(rows, {})
 
-# %% ../../nbs/lab/01_runs.ipynb #6afef7ed
+# %% ../../nbs/lab/01_runs.ipynb #28ecff9e
 GRACE = 30  # seconds a job has to finish its step and write a checkpoint
 
 def _stop_with_driver(stopping:threading.Event):
@@ -172,19 +175,23 @@ def _stop_with_driver(stopping:threading.Event):
     os._exit(1)
 
 def _papermill(spec:dict, out:Path, stopping:threading.Event):
-    "Execute the job notebook; `coalesce_streams` and `ipc` keep progress bars small and ports out of the game."
-    import papermill, traitlets.config
+    "Execute the job notebook, its progress bars kept small (`coalesce_streams`), its kernel reached by sockets of its own."
+    import logging, papermill, traitlets.config
+    logging.getLogger('papermill').setLevel(logging.ERROR)  # its warnings on parameters are checked by `plan`, better
     def on_cell_start(**_):  # an interrupt between two cells is lost on the kernel
         if stopping.is_set(): raise KeyboardInterrupt
-    papermill.execute_notebook(
-        spec['job'], str(out), spec['parameters'], kernel_name='python3', progress_bar=False, stdout_file=sys.stderr, stderr_file=sys.stderr,
-        coalesce_streams=True, on_cell_start=on_cell_start, config=traitlets.config.Config({'KernelManager': {'transport': 'ipc'}}))
+    with tempfile.TemporaryDirectory(prefix='reasonnb-') as place:
+        kernel = {'transport': 'ipc', 'connection_file': f'{place}/kernel.json'}
+        papermill.execute_notebook(
+            spec['job'], str(out), spec['parameters'], kernel_name='python3', progress_bar=False, stdout_file=sys.stderr, stderr_file=sys.stderr,
+            coalesce_streams=True, on_cell_start=on_cell_start, config=traitlets.config.Config({'KernelManager': kernel}))
 
-# %% ../../nbs/lab/01_runs.ipynb #d3c2e93f
+# %% ../../nbs/lab/01_runs.ipynb #77db267c
 def child():
     "Entry of the child process: `python -c '...child()' FOLDER` executes the job described in FOLDER/params.json."
     answer, stopping = os.dup(1), threading.Event()
     os.dup2(2, 1)  # what the kernel prints behind Python's back goes to the log, not into the answer
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the kernel inherits the mask, and some schedulers block
     threading.Thread(target=_stop_with_driver, args=[stopping], daemon=True).start()
     folder, said = Path(sys.argv[1]), {'status': 'ok'}
     try: _papermill(_read(folder/'params.json'), folder/'run.ipynb', stopping)
@@ -242,19 +249,27 @@ def _attempt(run:Run, env:dict, seconds:float, stop:threading.Event, force:threa
     if why and said['status'] != 'ok': said = {'status': why, 'error': {'killed': 'interrupted', 'timeout': f'not done after {seconds:g} s'}[why]}
     return said | {'peak_memory': peak}
 
-# %% ../../nbs/lab/01_runs.ipynb #0814ae09
+# %% ../../nbs/lab/01_runs.ipynb #8d835d22
 def _write_status(run:Run, **fields) -> dict:
     from reasonnb.core.records import write_json  # imports torch, which the child does not need
     found = {'id': run.id} | fields
     write_json(run.folder/'status.json', found)
     return found
 
-def _prepare(run:Run):
+def queue(run:Run):
+    "Mark a run as waiting for its turn, unless somebody is at it."
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if status(run)['status'] != 'running': _write_status(run, status='queued')
+    except (OSError, UserError): pass  # the run itself will say so
+
+def _prepare(run:Run) -> int: # the step from which it may go on
     "The folder to work in: this run's own unfinished one, or an empty one."
     from reasonnb.core.records import write_json
     if _read(run.unfinished/'params.json').get('id') != run.id: shutil.rmtree(run.unfinished, ignore_errors=True)
     run.unfinished.mkdir(parents=True, exist_ok=True)
     write_json(run.unfinished/'params.json', {'id': run.id, 'log': run.log, 'job': str(run.job), 'parameters': run.parameters()})
+    return progress(run).get('step', 0)
 
 def _move_up(run:Run):
     "The new files take the places of the old ones; the record goes last."
@@ -262,7 +277,7 @@ def _move_up(run:Run):
         if path.name != '.lock': os.replace(path, run.folder/path.name)
     shutil.rmtree(run.unfinished)
 
-# %% ../../nbs/lab/01_runs.ipynb #1ee0840a
+# %% ../../nbs/lab/01_runs.ipynb #c73c103a
 def execute(run:Run, # from `plan`
             env:dict[str, str]|None=None, # added to the environment of the job, e.g. CUDA_VISIBLE_DEVICES
             seconds:float=0, # time allowed, 0 = any
@@ -278,7 +293,7 @@ def execute(run:Run, # from `plan`
             if lock is None: return {'status': 'busy', 'id': run.id, 'error': 'another process is at it'}
             if finished(run): return status(run)
             about = {'started': time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(start)), 'host': os.uname().nodename}
-            _prepare(run)
+            about['resumed'] = _prepare(run)
             _write_status(run, status='running', **about)
             for _ in range(2):
                 said = _attempt(run, env or {}, seconds, stop, force, lock)

@@ -75,17 +75,17 @@ def _box_of(cells:int, box:Box|None, what:str='grid') -> Box:
     if cells != box.cells: raise UserError(f'{what} has {cells} cells, a board of {box} boxes has {box.cells}')
     return box
 
-# %% ../../nbs/sudoku/00_board.ipynb #aecb65ab
+# %% ../../nbs/sudoku/00_board.ipynb #acc57a30
 _SYMBOLS = '.123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 _BLANKS = '.0-_'
 
 @lru_cache(maxsize=None)
-def _digit_of_byte(N:int) -> np.ndarray:
-    "Digit of each byte, 255 where a board of `N` digits has no such sign."
-    table = np.full(256, 255, np.uint8)
-    for d, s in enumerate(_SYMBOLS[:N + 1]): table[[ord(s), ord(s.lower())]] = d
-    table[[ord(c) for c in _BLANKS]] = 0
-    return table
+def _digit_of_byte(N:int) -> bytes:
+    "Translation table from characters to digits, 255 where a board of `N` digits has no such sign."
+    table = bytearray([255] * 256)
+    for d, s in enumerate(_SYMBOLS[:N + 1]): table[ord(s)] = table[ord(s.lower())] = d
+    for s in _BLANKS: table[ord(s)] = 0
+    return bytes(table)
 
 def _fault(line:str, box:Box) -> str|None:
     "What is wrong with a line, or None."
@@ -95,7 +95,7 @@ def _fault(line:str, box:Box) -> str|None:
         if ord(c) > 255 or _digit_of_byte(box.N)[ord(c)] == 255:
             return f'character {i + 1} (row {i // box.N + 1}, column {i % box.N + 1}) is {c!r}; a board of {box} boxes takes {signs} and the blanks {" ".join(_BLANKS)}'
 
-# %% ../../nbs/sudoku/00_board.ipynb #c51d0fca
+# %% ../../nbs/sudoku/00_board.ipynb #a786ed28
 def parse_lines(
     lines:Sequence[str], # boards of one shape, one line each
     box:Box|None=None,   # box shape; None: from the length of the first line
@@ -105,8 +105,8 @@ def parse_lines(
     if box is None:
         if not lines: raise UserError('no lines to read a board from: give box=Box(rows, cols) for an empty list')
         box = box_for(len(lines[0]))
-    text = np.frombuffer(''.join(lines).encode('latin-1', 'replace'), np.uint8)
-    grids = _digit_of_byte(box.N)[text]
+    text = bytearray(''.join(lines), 'latin-1', 'replace')       # a bytearray, so that the grids can be written to
+    grids = np.frombuffer(text.translate(_digit_of_byte(box.N)), np.uint8)
     if any(len(s) != box.cells for s in lines) or (grids == 255).any():
         n, fault = next((i, f) for i, s in enumerate(lines) if (f := _fault(s, box)))
         raise UserError(f'line {n + 1}: {fault}' if len(lines) > 1 else f'board line: {fault}')
@@ -119,7 +119,7 @@ def parse(
     "Read one board from its line; `UserError` names the position and the character, or the length."
     return parse_lines([line], box)[0]
 
-# %% ../../nbs/sudoku/00_board.ipynb #74770c38
+# %% ../../nbs/sudoku/00_board.ipynb #aec5450a
 def to_lines(
     grids,             # `(n, cells)` array or tensor of digits, 0 = empty
     box:Box|None=None, # box shape; None: from the number of cells
@@ -129,8 +129,8 @@ def to_lines(
     box = _box_of(grids.shape[-1], box)
     bad = (grids < 0) | (grids > box.N)
     if bad.any(): raise UserError(f'digit {grids[bad][0]} is not on a board of {box} boxes (1 to {box.N}, 0 = empty)')
-    signs = np.frombuffer(_SYMBOLS.encode(), np.uint8)
-    text = signs[grids.astype(np.intp)].tobytes().decode()
+    signs = _SYMBOLS.encode().ljust(256)
+    text = grids.astype(np.uint8).tobytes().translate(signs).decode()
     return [text[i:i + box.cells] for i in range(0, len(text), box.cells)]
 
 def to_line(

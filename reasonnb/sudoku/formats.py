@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'LAYOUTS', 'Report', 'Layout', 'layout_of', 'read_blocks', 'Chunk', 'read_chunks', 'write_columns',
-           'convert', 'finish']
+           'convert']
 
-# %% ../../nbs/sudoku/05_formats.ipynb #2705c70c
-import csv, gzip, hashlib, os, re
+# %% ../../nbs/sudoku/05_formats.ipynb #05960b23
+import csv, gzip, os, re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..core.config import UserError
-from ..core.records import write_json
-from .board import Box, _digit_of_byte, _fault, agrees, is_solved, is_valid
-from .solver import _parallel, prove
-from .symmetry import grid_class
+from .board import Box, _digit_of_byte, _fault, agrees, is_solved, is_valid, parse, to_lines
+from .solver import prove
 
-# %% ../../nbs/sudoku/05_formats.ipynb #def7f5b5
+# %% ../../nbs/sudoku/05_formats.ipynb #7730fb01
 FAULTS = ('', 'malformed line', 'impossible puzzle', 'wrong answer', 'several solutions')
 _LISTED = 1000 # faults of a kind that are named one by one; all are counted
 
@@ -32,10 +30,10 @@ class Report:
     "What became of the lines of a list: how many rows were read, kept and found faulty, and what was checked."
     rows:int=0 # puzzles offered; blank lines, comments and headers are none
     kept:int=0 # rows in the set
-    uniqueness_checked:int=0 # rows whose only solution was proven by search; the rest is trusted
+    uniqueness_checked:int=0 # rows searched for a second solution; the rest is trusted
     faults:dict = field(default_factory=dict) # fault -> number of rows
     examples:list = field(default_factory=list) # dicts of file, line, fault, reason, text
-    sources:list = field(default_factory=list) # dicts of file, layout, rows, rating
+    sources:list = field(default_factory=list) # dicts of file, layout, rows, rating (its column, or 'solver')
 
     def add(self, fault:str, file:str, lines, reasons, texts):
         "Count faulty rows of one kind, name the first ones."
@@ -53,7 +51,7 @@ class Report:
 
     def __str__(self):
         files = ', '.join(s['file'] for s in self.sources)
-        text = f"{files}: {self.kept:,} of {self.rows:,} rows kept, {self.uniqueness_checked:,} proven to have one solution"
+        text = f"{files}: {self.kept:,} of {self.rows:,} rows kept, uniqueness checked for {self.uniqueness_checked:,}"
         if not self.faulty: return text
         first = self.examples[0]
         return (f"{text}; {', '.join(f'{n:,} x {fault}' for fault, n in self.faults.items())}"
@@ -116,7 +114,7 @@ def read_blocks(path, # a text file, possibly compressed by gzip
                 line, rest = line + block.count(b'\n', 0, max(cut, 0)), block[max(cut, 0):]
                 if not new: return
 
-# %% ../../nbs/sudoku/05_formats.ipynb #93db889f
+# %% ../../nbs/sudoku/05_formats.ipynb #1d3b22d4
 _SEPARATORS = np.isin(np.arange(256), list(b'\n\r\t ,;#'))
 
 def _edges(text, layout:Layout, cells:int):
@@ -133,24 +131,22 @@ def _edges(text, layout:Layout, cells:int):
     inner = np.append(commas, np.zeros(k, int))[first[:-1, None] + np.arange(k)]
     return starts, ends, np.concatenate([starts[:, None] - 1, inner, ends[:, None]], 1), regular
 
-def _boards(text, edges, column:int, box:Box):
-    "Digits of a board column `(lines, cells)`, and which lines hold a proper board there."
+def _boards(digits, edges, column:int, box:Box):
+    "Boards in a column of the translated text `(lines, cells)`, and which lines hold a proper one there."
     starts, ends = edges[:, column] + 1, edges[:, column + 1]
-    windows = np.lib.stride_tricks.sliding_window_view(text, box.cells)
-    grids = _digit_of_byte(box.N)[windows[np.minimum(starts, len(windows) - 1)]]
+    windows = np.lib.stride_tricks.sliding_window_view(digits, box.cells)
+    grids = windows[np.minimum(starts, len(windows) - 1)]
     return grids, (ends - starts == box.cells) & (grids.max(1) < 255)
 
 def _numbers(text, edges, column:int):
     "Floats of a column, nan where there is none; raises ValueError where something else stands there."
     starts, width = edges[:, column] + 1, edges[:, column + 1] - edges[:, column] - 1
-    if width.max(initial=1) > 24: raise ValueError('too long for a number')
     places = np.arange(width.max(initial=1))
-    letters = np.where(places < width[:, None], text[np.minimum(starts[:, None] + places, len(text) - 1)], 32).astype(np.uint8)
-    letters[width == 0, :1] = 32
-    words = np.ascontiguousarray(letters).view(f'S{len(places)}').ravel()
-    return np.where(width == 0, b'nan', words).astype(float)
+    if len(places) > 24: raise ValueError('too long for a number')
+    letters = np.where(places < width[:, None], text[np.minimum(starts[:, None] + places, len(text) - 1)], 0).astype(np.uint8)
+    return np.where(width == 0, b'nan', letters.view(f'S{len(places)}').ravel()).astype(float)
 
-# %% ../../nbs/sudoku/05_formats.ipynb #0ed016ad
+# %% ../../nbs/sudoku/05_formats.ipynb #664b986b
 def _read_line(line:str, layout:Layout, box:Box) -> tuple: # puzzle, answer, rating
     "The slow way: one line of any shape; raises ValueError with the reason where it cannot be read."
     fields = next(csv.reader([line])) if layout.columns else [re.split(r'[\s,;#]', line, maxsplit=1)[0]]
@@ -161,12 +157,12 @@ def _read_line(line:str, layout:Layout, box:Box) -> tuple: # puzzle, answer, rat
         if column is None: out.append(0); continue
         board = fields[column].strip()
         if reason := _fault(board, box): raise ValueError(f'{role}: {reason}')
-        out.append(_digit_of_byte(box.N)[np.frombuffer(board.encode('latin-1'), np.uint8)])
+        out.append(parse(board, box))
     rating = '' if layout.rating is None else fields[layout.rating].strip()
     try: return *out, float(rating or 'nan')
     except ValueError: raise ValueError(f'rating {rating[:20]!r} is not a number') from None
 
-# %% ../../nbs/sudoku/05_formats.ipynb #cb4e10a6
+# %% ../../nbs/sudoku/05_formats.ipynb #e37a5ea3
 class Chunk(NamedTuple):
     "Some consecutive rows of a list."
     puzzles:np.ndarray # (n, cells) uint8, 0 = empty
@@ -175,12 +171,13 @@ class Chunk(NamedTuple):
     lines:np.ndarray # (n,) line in the file, from 1
 
 def _parse_block(block:bytes, line:int, layout:Layout, box:Box, report:Report, file:str) -> Chunk:
-    text = np.frombuffer(block + b'\n' * box.cells, np.uint8)
+    padded = block + b'\n' * box.cells
+    text, digits = np.frombuffer(padded, np.uint8), np.frombuffer(padded.translate(_digit_of_byte(box.N)), np.uint8)
     starts, ends, edges, fast = (a[:block.count(b'\n')] for a in _edges(text, layout, box.cells))
-    puzzles, ok = _boards(text, edges, layout.puzzle, box)
+    puzzles, ok = _boards(digits, edges, layout.puzzle, box)
     fast, answers, ratings = fast & ok, None, np.full(len(starts), np.nan, np.float32)
     if layout.answer is not None:
-        answers, ok = _boards(text, edges, layout.answer, box)
+        answers, ok = _boards(digits, edges, layout.answer, box)
         fast &= ok
     if layout.rating is not None:
         try: ratings[fast] = _numbers(text, edges[fast], layout.rating)
@@ -197,7 +194,7 @@ def _parse_block(block:bytes, line:int, layout:Layout, box:Box, report:Report, f
     report.rows += int(good.sum()) + len(bad)
     return Chunk(puzzles[good], None if answers is None else answers[good], ratings[good], line + np.flatnonzero(good))
 
-# %% ../../nbs/sudoku/05_formats.ipynb #1192c69e
+# %% ../../nbs/sudoku/05_formats.ipynb #742943aa
 def read_chunks(path, # a list of sudokus
                 box:Box, # box shape of its puzzles
                 report:Report, # is filled while reading
@@ -212,7 +209,7 @@ def read_chunks(path, # a list of sudokus
                 offset, line = offset + len(first), line + 1
             else: continue # comments only so far
             layout = layout_of(first.decode('utf-8', 'replace'), box, path.name)
-            source = dict(file=path.name, layout=layout.name, rows=0, rating='none' if layout.rating is None else layout.columns[layout.rating])
+            source = dict(file=path.name, layout=layout.name, rows=0, rating='solver' if layout.rating is None else layout.columns[layout.rating])
             report.sources.append(source)
             if layout.columns: offset, line = offset + len(first), line + 1
             block = block[offset:]
@@ -221,9 +218,9 @@ def read_chunks(path, # a list of sudokus
         chunk = _parse_block(block, line, layout, box, report, path.name)
         source['rows'] += report.rows - before
         yield chunk
-    if layout is None: raise UserError(f'{path} holds no puzzle')
+    if layout is None or not source['rows']: raise UserError(f'{path} holds no puzzle')
 
-# %% ../../nbs/sudoku/05_formats.ipynb #0b84f540
+# %% ../../nbs/sudoku/05_formats.ipynb #dec2c1b5
 def _clash(puzzle, box:Box) -> str:
     "Which digit stands twice in which unit."
     for i, unit in enumerate(box.units):
@@ -240,11 +237,12 @@ def _checked(chunk:Chunk, box:Box, report:Report, file:str):
         reasons[rows] = [reason(i) for i in rows]
     mark(~is_valid(puzzles, box), 2, lambda i: _clash(puzzles[i], box))
     if answers is None:
-        answers, counts, ratings = prove(np.where(faults[:, None] == 0, puzzles, 0), box)
+        answers, counts, fine = np.zeros_like(puzzles), np.ones(len(puzzles), np.int32), faults == 0
+        answers[fine], counts[fine], ratings[fine] = prove(puzzles[fine], box)
         mark(counts == 0, 2, lambda i: 'no solution')
         mark(counts > 1, 4, lambda i: 'at least 2 solutions')
-        report.uniqueness_checked += int((faults != 2).sum())
         answers[faults > 0] = 0
+        report.uniqueness_checked += int(fine.sum())
     else:
         mark(~is_solved(answers, box), 3, lambda i: 'the answer is not a full valid grid')
         mark(~agrees(puzzles, answers), 3, lambda i: 'the answer changes the clue of cell {}'.format(
@@ -253,48 +251,36 @@ def _checked(chunk:Chunk, box:Box, report:Report, file:str):
     return faults, answers, np.where(faults == 0, ratings, np.nan).astype(np.float32)
 
 def _list_faults(puzzles, faults, reasons, lines, box:Box, report:Report, file:str):
-    signs = np.frombuffer(b'.123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ', np.uint8)
     for fault in np.unique(faults[faults > 0]):
         rows = np.flatnonzero(faults == fault)
-        report.add(FAULTS[fault], file, lines[rows], reasons[rows], (signs[puzzles[i]].tobytes().decode() for i in rows))
+        report.add(FAULTS[fault], file, lines[rows], reasons[rows], to_lines(puzzles[rows], box))
 
-# %% ../../nbs/sudoku/05_formats.ipynb #99da194d
-class _Column:
-    "An `.npy` file that grows by appending."
-    def __init__(self, path, dtype, width:tuple=()):
-        self.dtype, self.width, self.rows = np.dtype(dtype), width, 0
-        self.file = open(path, 'wb')
-        self._header()
-
-    def _header(self):
-        "The header leaves room for a longer shape, so it can be rewritten in place."
-        self.file.seek(0)
-        np.lib.format.write_array_header_1_0(self.file, dict(descr=self.dtype.str, fortran_order=False, shape=(self.rows, *self.width)))
-
-    def append(self, values):
-        self.file.write(np.ascontiguousarray(values, self.dtype).data)
-        self.rows += len(values)
-
-    def close(self):
-        self._header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-def write_columns(folder:Path, blocks, # of dicts name -> array, the same names in each
+# %% ../../nbs/sudoku/05_formats.ipynb #e5b68cc1
+def write_columns(folder, # where the files go
+                  blocks, # of dicts name -> array, the same names in each
                  ) -> int: # rows
-    "Append blocks of rows to one `.npy` file a name."
-    columns = {}
+    "Append blocks of rows to one `.npy` file a name; the header has room for any length and is written again at the end."
+    files, kinds, rows = {}, {}, 0
+    def header(name):
+        files[name].seek(0)
+        np.lib.format.write_array_header_1_0(files[name], dict(descr=kinds[name][0], fortran_order=False, shape=(rows, *kinds[name][1])))
     try:
         for block in blocks:
             for name, values in block.items():
-                if name not in columns: columns[name] = _Column(folder / f'{name}.npy', values.dtype, values.shape[1:])
-                columns[name].append(values)
+                if name not in files:
+                    files[name], kinds[name] = open(Path(folder) / f'{name}.npy', 'wb'), (values.dtype.str, values.shape[1:])
+                    header(name)
+                files[name].write(np.ascontiguousarray(values).data)
+            rows += len(values)
+        for name, file in files.items():
+            header(name)
+            file.flush()
+            os.fsync(file.fileno())
     finally:
-        for c in columns.values(): c.close()
-    return next(iter(columns.values())).rows if columns else 0
+        for file in files.values(): file.close()
+    return rows
 
-# %% ../../nbs/sudoku/05_formats.ipynb #1c7fbef1
+# %% ../../nbs/sudoku/05_formats.ipynb #ba6c7a6e
 _BLOCK = 1 << 16 # rows held in memory at a time
 
 def convert(paths, # files of one set, in order
@@ -303,75 +289,49 @@ def convert(paths, # files of one set, in order
             proofs:int=100_000, # rows whose uniqueness is proven, drawn at random from a longer set
             keep_bad:bool=False, # keep readable rows with a fault too, and an array `faults` that tells them apart
            ) -> Report:
-    "Read lists into `.npy` files and `set.json`; nothing readable is a `UserError`, a full disk leaves no `set.json`."
+    "Read lists into `.npy` files; one that begins with thousands of malformed lines, or has no other, raises `UserError`."
     folder, report, files = Path(folder), Report(), [Path(p) for p in paths]
     def rows():
         for f, path in enumerate(files):
             for chunk in read_chunks(path, box, report):
+                if report.faults.get('malformed line') == report.rows: raise UserError(f'{report}; not one line is a board of {box} boxes')
                 faults, answers, ratings = _checked(chunk, box, report, path.name)
-                searched = np.full(len(faults), chunk.answers is None)
                 keep = slice(None) if keep_bad else faults == 0
-                origin = np.stack([np.full(len(faults), f), chunk.lines], 1)
-                yield {k: v[keep] for k, v in dict(puzzles=chunk.puzzles, solutions=answers, ratings=ratings, faults=faults,
-                                                   origin=origin, searched=searched).items()}
+                origin = np.stack(np.broadcast_arrays(chunk.lines, f, chunk.answers is None), 1) # line, file, searched?
+                yield {k: v[keep] for k, v in dict(puzzles=chunk.puzzles, solutions=answers, ratings=ratings, faults=faults, origin=origin).items()}
     n = write_columns(folder, rows())
-    if report.faults.get('malformed line', 0) == report.rows:
-        raise UserError(f'{report}; none of the lines is a board of {box} boxes')
-    _prove_rows(folder, [p.name for p in files], n, box, proofs, report)
-    if not keep_bad: n = _keep(folder, n)
-    for name in ('origin', 'searched', *(() if keep_bad else ('faults',))): (folder / f'{name}.npy').unlink(missing_ok=True)
-    report.kept = n
-    finish(folder, box, report)
+    if n: _prove_rows(folder, n, box, proofs, report)
+    report.kept = n if keep_bad else _keep(folder, n)
+    for name in ('origin',) if keep_bad else ('origin', 'faults'): (folder / f'{name}.npy').unlink()
     return report
 
-# %% ../../nbs/sudoku/05_formats.ipynb #70d3dec9
+# %% ../../nbs/sudoku/05_formats.ipynb #23532426
 def _open(folder, name, mode='r'): return np.load(folder / f'{name}.npy', mmap_mode=mode)
 
-def _prove_rows(folder, files, n, box, proofs, report):
-    "Search the rows not searched yet, or a sample of them; marks those with several solutions."
-    if n == 0: return
-    puzzles, faults, ratings, origin = (_open(folder, name, mode) for name, mode in (('puzzles', 'r'), ('faults', 'r+'), ('ratings', 'r+'), ('origin', 'r')))
-    todo = np.flatnonzero((_open(folder, 'searched') == 0) & (faults == 0))
+def _prove_rows(folder, n, box, proofs, report):
+    "Search the rows not searched yet, or a sample of them; marks those with several solutions, rates those without a rating column."
+    puzzles, origin, faults, ratings = (_open(folder, name, mode) for name, mode in (('puzzles', 'r'), ('origin', 'r'), ('faults', 'r+'), ('ratings', 'r+')))
+    todo = np.flatnonzero((origin[:, 2] == 0) & (faults == 0))
     if len(todo) > proofs: todo = np.sort(np.random.default_rng(0).choice(todo, proofs, replace=False))
     report.uniqueness_checked += len(todo)
+    own_rating = np.array([source['rating'] == 'solver' for source in report.sources])
     for i in range(0, len(todo), _BLOCK):
         rows = todo[i:i + _BLOCK]
         _, counts, guesses = prove(puzzles[rows], box)
-        ratings[rows] = np.where(counts > 1, np.nan, np.where(np.isnan(ratings[rows]), guesses, ratings[rows]))
-        bad = rows[counts > 1]
-        faults[bad] = 4
-        for f in np.unique(origin[bad, 0]):
-            mine = bad[origin[bad, 0] == f]
-            _list_faults(puzzles[mine], faults[mine], np.full(len(mine), 'at least 2 solutions', object), origin[mine, 1], box, report, files[f])
+        ratings[rows] = np.where(counts > 1, np.nan, np.where(own_rating[origin[rows, 1]], guesses, ratings[rows]))
+        faults[rows[counts > 1]] = 4
+        for f, source in enumerate(report.sources):
+            bad = rows[(counts > 1) & (origin[rows, 1] == f)]
+            _list_faults(puzzles[bad], faults[bad], np.full(len(bad), 'at least 2 solutions', object), origin[bad, 0], box, report, source['file'])
     for column in (faults, ratings): column.flush()
 
 def _keep(folder, n) -> int: # rows left
     "Drop the rows marked as faulty, block by block."
-    good = np.asarray(_open(folder, 'faults')) == 0 if n else np.ones(0, bool)
+    good, names = np.asarray(_open(folder, 'faults')) == 0, ('puzzles', 'solutions', 'ratings')
     if good.all(): return n
-    for name in ('puzzles', 'solutions', 'ratings'):
-        old = _open(folder, name)
-        (folder / 'kept').mkdir(exist_ok=True)
-        write_columns(folder / 'kept', ({name: old[i:i + _BLOCK][good[i:i + _BLOCK]]} for i in range(0, n, _BLOCK)))
-        os.replace(folder / 'kept' / f'{name}.npy', folder / f'{name}.npy')
+    (folder / 'kept').mkdir()
+    columns = {name: _open(folder, name) for name in names}
+    n = write_columns(folder / 'kept', ({k: c[i:i + _BLOCK][good[i:i + _BLOCK]] for k, c in columns.items()} for i in range(0, n, _BLOCK)))
+    for name in names: os.replace(folder / 'kept' / f'{name}.npy', folder / f'{name}.npy')
     (folder / 'kept').rmdir()
-    return int(good.sum())
-
-# %% ../../nbs/sudoku/05_formats.ipynb #d2dd4d2e
-def finish(folder:Path, # with puzzles, solutions, ratings
-           box:Box, # box shape
-           report:Report, # is stored with the set
-          ):
-    "Add the classes and, as the last thing, `set.json` with the hash of the contents and the report."
-    puzzles, solutions = _open(folder, 'puzzles'), _open(folder, 'solutions')
-    digest = hashlib.sha256(str(box).encode())
-    def blocks():
-        for i in range(0, max(1, len(puzzles)), _BLOCK):
-            p, s = np.asarray(puzzles[i:i + _BLOCK]), np.asarray(solutions[i:i + _BLOCK])
-            digest.update(p); digest.update(s)
-            classes, known = np.zeros(len(s), np.uint64), np.flatnonzero(is_solved(s, box))
-            def work(a, b): classes[known[a:b]] = grid_class(s[known[a:b]], box)
-            _parallel(work, len(known))
-            yield dict(classes=classes)
-    write_columns(folder, blocks())
-    write_json(folder / 'set.json', dict(box=[box.rows, box.cols], hash=digest.hexdigest()[:16], report=asdict(report)))
+    return n

@@ -3,25 +3,34 @@
 # %% auto #0
 __all__ = ['random_grids', 'generate']
 
-# %% ../../nbs/sudoku/04_generator.ipynb #01363e86
+# %% ../../nbs/sudoku/04_generator.ipynb #379d8898
+import operator
+
 import numpy as np
 
 from ..core.config import UserError
 from .board import Box
-from .solver import _generate, _parallel, tables
+from .solver import _generate, _parallel, _tables
 
-# %% ../../nbs/sudoku/04_generator.ipynb #2ff95c32
-_ATTEMPTS = 1000 # grids tried for a wished number of clues
-
-def _make(n:int, box:Box, seed:int, clues:int, workers:int|None) -> tuple[np.ndarray, np.ndarray]:
-    "Run the compiled generator; clues as in the kernel."
-    t = tables(box)
+# %% ../../nbs/sudoku/04_generator.ipynb #8994824b
+def _make(n:int, # puzzles
+          box:Box, # box shape
+          seed:int, # from 0
+          clues:int, # clues of each puzzle; -1: minimal
+          workers:int|None, # threads
+         ) -> tuple[np.ndarray, np.ndarray]:
+    "Puzzles and solutions from the compiled generator, or a `UserError` where the wish is not reached."
+    t, attempts = _tables(box), 1 + 6_000_000 // box.cells ** 2   # a second or two for a wish out of reach
+    if operator.index(seed) < 0: raise UserError(f'seed={seed}: seeds are whole numbers from 0')
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     puzzles, solutions = np.zeros((n, box.cells), np.uint8), np.zeros((n, box.cells), np.uint8)
-    def kernel(a, b): _generate(t, start, a, clues, _ATTEMPTS, puzzles[a:b], solutions[a:b])
+    def kernel(a, b):
+        fewest = _generate(t, start, a, clues, attempts, puzzles[a:b], solutions[a:b])
+        if fewest: raise UserError(f'clues={clues}: {attempts} random grids of {box} boxes came down to {fewest} clues at best; ask for more')
     _parallel(kernel, n, workers)
     return puzzles, solutions
 
+# %% ../../nbs/sudoku/04_generator.ipynb #da5eefb3
 def random_grids(n:int, # how many
                  box:Box, # box shape
                  seed:int=0, # grid i of a seed is always the same
@@ -30,19 +39,14 @@ def random_grids(n:int, # how many
     "Random full grids."
     return _make(n, box, seed, box.cells, workers)[1]
 
-# %% ../../nbs/sudoku/04_generator.ipynb #122ff188
+# %% ../../nbs/sudoku/04_generator.ipynb #34311a66
 def generate(n:int, # how many
              box:Box, # box shape
              seed:int=0, # puzzle i of a seed is always the same
-             clues:int|None=None, # clues of each puzzle; None: minimal puzzles, no clue of which can go
+             clues:int|None=None, # clues of each puzzle; None: minimal puzzles
              workers:int|None=None, # threads; None: every core this process may use
-            ) -> tuple[np.ndarray, np.ndarray]: # puzzles and solutions, `(n, cells)` uint8
-    "Random puzzles with one solution each: clues of a random grid are removed in random order while the rest stays unique."
+            ) -> tuple[np.ndarray, np.ndarray]: # puzzles and solutions, `(n, cells)` uint8, 0 = empty
+    "Random puzzles with one solution each; a number of clues that random grids do not come down to raises `UserError`."
     if clues is not None and not 0 <= clues <= box.cells:
         raise UserError(f'clues={clues}: a board of {box} boxes has 0 to {box.cells} clues')
-    if clues == box.cells: return (grids := random_grids(n, box, seed, workers)), grids.copy()
-    puzzles, solutions = _make(n, box, seed, -1 if clues is None else clues, workers)
-    missing = int((puzzles.max(1, initial=0) == 0).sum())
-    if missing and clues != 0 or clues == 0:
-        raise UserError(f'clues={clues}: not reached in {_ATTEMPTS} grids for {missing} of {n} puzzles of {box} boxes; ask for more clues')
-    return puzzles, solutions
+    return _make(n, box, seed, -1 if clues is None else clues, workers)

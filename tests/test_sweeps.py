@@ -1,0 +1,111 @@
+"""Many runs: planning, slots, skipping, retrying, and the other ways to run them."""
+import json, os, subprocess, sys, threading, time
+import pytest
+from reasonnb.core.config import UserError
+from reasonnb.lab import sweeps
+from reasonnb.lab.runs import finished, plan, status
+from reasonnb.lab.sweeps import count_slots, gpus, load_sweep, papermill_command, plan_sweep, run_sweep
+from toy import REPO, environment, shared_root, until
+
+
+@pytest.fixture
+def root(monkeypatch):
+    for name, value in environment(shared_root()).items(): monkeypatch.setenv(name, value)
+    for name in ('RAY_ADDRESS', 'REASONNB_SLOTS'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    return shared_root()
+
+
+@pytest.mark.parametrize('path', sorted((REPO/'nbs'/'jobs').glob('*.yaml')), ids=lambda path: path.stem)
+def test_shipped_sweeps_can_start(path):
+    planned = load_sweep(path)
+    assert planned.runs and len({run.id for run in planned.runs}) == len(planned.runs)
+    assert all(run.job.is_relative_to(REPO) for run in planned.runs)
+
+
+@pytest.mark.parametrize('text, message', [
+    ('experiment: [fast]', "unknown key 'experiment': did you mean 'experiments'?"),
+    ('experiments: []', 'experiments is empty'),
+    ('experiments: [fast]\nscales: [laptpo]', "unknown scale 'laptpo': did you mean 'laptop'?"),
+    ('experiments: [fast]\nseeds: [true]', 'seeds: True is not a whole number'),
+    ('experiments: [fast]\noverrides: [{steps: 2.5}]', 'steps=2.5'),
+    ('experiments: [fast]\noverrides: [seed=3]', 'seed is not an override'),
+    ('experiments: [fast', 'is not YAML'),
+    ('- fast', 'expected keys'),
+])
+def test_a_slip_in_a_sweep_file_is_one_line(root, tmp_path, text, message):
+    file = tmp_path/'slip.yaml'
+    file.write_text(text)
+    with pytest.raises(UserError) as caught: load_sweep(file)
+    assert message in str(caught.value) and str(file) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_finished_runs_are_skipped_and_failed_ones_retried(root):
+    runs, lines = plan_sweep(['start', 'fast', 'twin'], seeds=[100], overrides=['', 'trouble=kill']).runs, []
+    def sweep():
+        lines.clear()
+        return [found['status'] for found in map(run_sweep(runs, slots=2, say=lambda line, lasting: lines.append(line), every=0.2).get, runs)]
+    assert len(runs) == 4  # the twin is not run twice
+    assert sweep() == ['ok', 'killed', 'ok', 'killed']
+    assert any(' 5/5 loss ' in line or '/5 loss' in line or 'starting' in line for line in lines)
+    began = {run: status(run)['started'] for run in runs}
+    assert sweep() == ['ok'] * 4
+    assert sum(line.startswith('skip') for line in lines) == 2 and sum(' from step 3' in line for line in lines) == 2
+    assert [status(run)['started'] == began[run] for run in runs] == [True, False, True, False]
+
+
+def test_each_slot_does_one_run_at_a_time_and_has_its_gpu(root, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+    lock, active, most, seen = threading.Lock(), {}, [0], []
+    def fake(run, env, seconds, stop, force):
+        gpu = env['CUDA_VISIBLE_DEVICES']
+        with lock:
+            active[gpu] = active.get(gpu, 0) + 1
+            most[0] = max(most[0], *active.values())
+            seen.append(gpu)
+        time.sleep(0.05)
+        with lock: active[gpu] -= 1
+        return {'status': 'ok', 'seconds': 0, 'peak_memory': 0}
+    monkeypatch.setattr(sweeps, 'execute', fake)
+    assert gpus() == ['3', '5'] and count_slots() == 2
+    run_sweep(plan_sweep(['start'], seeds=range(200, 210)).runs)
+    assert len(seen) == 10 and set(seen) == {'3', '5'} and most[0] == 1
+    run_sweep(plan_sweep(['start'], seeds=range(200, 210)).runs, slots=4)  # two runs share a card
+    assert most[0] == 2
+
+
+def test_slots_can_be_set(root, monkeypatch):
+    assert gpus() == [] and count_slots() == sweeps.cores()
+    monkeypatch.setenv('REASONNB_SLOTS', '7')
+    assert count_slots() == 7
+    monkeypatch.setenv('REASONNB_SLOTS', 'many')
+    with pytest.raises(UserError, match='REASONNB_SLOTS=many'): count_slots()
+
+
+def test_the_printed_papermill_command_does_the_run(root):
+    run = plan('fast', seed=300, overrides='steps=4')
+    scripts = os.path.dirname(sys.executable)
+    done = subprocess.run(papermill_command(run), shell=True, cwd=root, env=os.environ | {'PATH': f'{scripts}:{os.environ["PATH"]}'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run.folder/'record.json').read_text())
+    assert record['id'] == run.id and record['steps'] == 4 and record['seed'] == 300
+
+
+def test_a_cluster_without_ray_is_a_clear_mistake(root, monkeypatch):
+    monkeypatch.setenv('RAY_ADDRESS', '127.0.0.1:1')
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(UserError, match='ray is not installed'): run_sweep([plan('fast', seed=400)])
+
+
+@pytest.mark.slow
+def test_ray_gives_each_run_a_gpu(root, monkeypatch):
+    ray = pytest.importorskip('ray')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    monkeypatch.setenv('RAY_ADDRESS', 'local')
+    monkeypatch.setenv('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    try:
+        ray.init(num_gpus=2, num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={'env_vars': environment(root)})
+        runs = plan_sweep(['start'], seeds=[500, 501], overrides=['pause=0.5']).runs
+        assert [found['status'] for found in run_sweep(runs).values()] == ['ok', 'ok']
+        assert {(run.folder/'run.log').read_text().split('gpu ')[1][0] for run in runs} == {'0', '1'}
+    finally: ray.shutdown()

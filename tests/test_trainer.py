@@ -1,0 +1,214 @@
+"""The trainer under fire: kills, signals, full disks; what needs processes and so does not fit into a notebook."""
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from reasonnb.core.config import UserError
+from reasonnb.core.guards import TrainingError
+from reasonnb.core.records import RunFolder, read_json
+from toy_task import same, train
+
+HERE = Path(__file__).parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "REASONNB_PROGRESS": "off"}
+ALL_STATE = "ema=0.9 accumulate=2 sam_rho=0.05 optimizer=muon schedule=cosine warmup=10"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def start(*args, **options):
+    return subprocess.Popen([sys.executable, *map(str, args)], cwd=HERE, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)["model"]
+    return torch.cat([tensor.flatten().double() for tensor in state.values()])
+
+
+STEPS = sorted(random.sample(range(1, 120), 5))  # an attempt goes on from the last checkpoint, so it still passes a later step
+SCENARIOS = {  # name -> overrides, moments, least number of kills that makes it a test
+    "random steps": ("", [f"step:{step}" for step in STEPS], 5),
+    "every kind of state": (ALL_STATE, ["step:7", "step:33", "step:101"], 3),
+    "around every write": ("checkpoint_every=15", [f"file:{sign}{n}" for n in range(1, 7) for sign in ("", "-")], 10),
+    "random moments": ("steps=400", [f"time:{random.uniform(0.05, 1.0):.3f}" for _ in range(4)], 0),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    "All scenarios, in one process that imports torch once: folder and number of kills of each."
+    root = tmp_path_factory.mktemp("killed")
+    process = start("killed_run.py", stdin=subprocess.PIPE)
+    out, err = process.communicate(json.dumps({str(root / name): [overrides, *moments] for name, (overrides, moments, _) in SCENARIOS.items()}), timeout=240)
+    assert process.returncode == 0, err
+    return {Path(folder).name: (Path(folder), kills) for folder, kills in json.loads(out).items()}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_run_ends_with_the_same_bits(name, killed, tmp_path):
+    print(name, SCENARIOS[name])  # shown by pytest when the test fails
+    folder, kills = killed[name]
+    assert kills >= SCENARIOS[name][2]
+    assert same(read_json(folder / "record.json"), train(tmp_path, SCENARIOS[name][0]))
+    for file in ("checkpoint.pt", "best.pt"):
+        assert torch.equal(weights(folder / file), weights(tmp_path / file))
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_saves_this_very_step(tmp_path, number):
+    overrides = "steps=20000 eval_every=0"
+    process = start("toy_task.py", tmp_path / "run", *overrides.split())
+    folder = RunFolder(tmp_path / "run")
+    deadline = time.time() + 60
+    while not folder.rows() and time.time() < deadline: time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == -number, err
+    state = folder.load(folder.checkpoint)
+    assert 0 < state["now"]["step"] < 20000 and not folder.record.exists()
+    # rows up to the checkpoint are all there, none after it
+    assert 0 <= state["now"]["step"] - folder.rows()[-1]["step"] < 100
+
+
+def test_stopped_in_process_resumes_to_the_same_bits(tmp_path):
+    whole = train(tmp_path / "whole", "")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", "", on_step=lambda step, terms: signal.raise_signal(signal.SIGINT) if step == 33 else None)
+    assert RunFolder(tmp_path / "run").load(tmp_path / "run" / "checkpoint.pt")["now"]["step"] == 33
+    assert same(train(tmp_path / "run", ""), whole)
+
+
+def full_disk_after(monkeypatch, writes):
+    real, count = os.fsync, 0
+
+    def fsync(descriptor):
+        nonlocal count
+        count += 1
+        if count > writes: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("writes", range(2, 7))
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, writes):
+    whole = train(tmp_path / "whole", "")
+    with monkeypatch.context() as patch:
+        full_disk_after(patch, writes)
+        with pytest.raises(UserError, match="No space left on device") as failure: train(tmp_path / "run", "")
+        assert "\n" not in str(failure.value)
+    assert same(train(tmp_path / "run", ""), whole)
+
+
+def test_really_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        ballast = disk / "ballast"
+        def fill(step, terms):
+            if step == 50:
+                with pytest.raises(OSError), open(ballast, "wb", buffering=0) as file:
+                    while file.write(b"0" * 512): pass
+        with pytest.raises(UserError, match="No space left on device"): train(disk / "run", "", on_step=fill)
+        folder = RunFolder(disk / "run")
+        assert folder.load(folder.checkpoint)["now"]["step"] == 40
+        ballast.unlink()
+        assert same(train(disk / "run", ""), train(tmp_path / "whole", ""))
+    finally: subprocess.run(["umount", disk], check=True)
+
+
+def test_poisoned_update_leaves_no_trace(tmp_path):
+    with pytest.raises(TrainingError, match="update 71: loss.* not finite"): train(tmp_path / "run", "explode_at=70")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.load(folder.checkpoint)["now"]["step"] == 60
+    assert torch.isfinite(weights(folder.checkpoint)).all()
+    assert all(value is not None for row in folder.rows() for value in row.values())
+
+
+def test_resuming_another_config_is_refused_by_name(tmp_path):
+    with pytest.raises(SystemError): train(tmp_path / "run", "", on_step=crash_at(70))
+    with pytest.raises(UserError, match="holds a run with steps=120, not 240"): train(tmp_path / "run", "steps=240")
+    with pytest.raises(UserError, match="holds a run with lr=0.01, not 0.1"): train(tmp_path / "run", "lr=0.1")
+
+
+def crash_at(at):
+    def crash(step, terms):
+        if step == at: raise SystemError("crash")
+    return crash
+
+
+def test_failing_evaluation_keeps_the_training(tmp_path, monkeypatch):
+    from toy_task import ToyTask
+    whole = train(tmp_path / "whole", "eval_every=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyTask, "evaluate", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError): train(tmp_path / "run", "eval_every=0")
+    steps = []
+    assert same(train(tmp_path / "run", "eval_every=0", on_step=lambda step, terms: steps.append(step)), whole)
+    assert steps == []
+
+
+def test_best_checkpoint_has_the_averaged_weights_of_its_step(tmp_path):
+    record = train(tmp_path / "run", "ema=0.9 best_metric=norm best_mode=max")
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert best["step"] == record["best"]["step"]
+    assert best["model"]["0.weight"].norm().item() == record["best"]["value"] == max(r["norm"] for r in RunFolder(tmp_path / "run").rows() if r["kind"] == "eval")
+
+
+def test_second_process_in_a_folder_is_refused(tmp_path):
+    process = start("toy_task.py", tmp_path / "run", "steps=100000", "eval_every=0")
+    try:
+        deadline = time.time() + 60
+        while not RunFolder(tmp_path / "run").rows() and time.time() < deadline: time.sleep(0.02)
+        with pytest.raises(UserError, match="another process is training"): train(tmp_path / "run", "steps=100000 eval_every=0")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_progress_is_plain_lines_when_nobody_watches(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("reasonnb.core.records.Reporter.__init__.__defaults__", (0.0,))
+    monkeypatch.setenv("REASONNB_PROGRESS", "lines")
+    train(tmp_path / "run", "steps=20")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "step 20/20 train loss " in shown.err and "\r" not in shown.err
+    monkeypatch.setenv("REASONNB_PROGRESS", "off")
+    train(tmp_path / "silent", "steps=20")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wandb_mirror_offline_changes_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    whole = train(tmp_path / "whole", "steps=40")
+    monkeypatch.setenv("REASONNB_WANDB", "offline")
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # our switch decides
+    assert same(train(tmp_path / "run", "steps=40"), whole)
+    (mirrored,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/penalty" in mirrored.read_bytes()
+    monkeypatch.setenv("REASONNB_WANDB", "yes")
+    with pytest.raises(UserError, match="expected 'off', 'offline' or 'online'"): train(tmp_path / "typo", "steps=40")
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_model_learns_the_same(tmp_path):
+    plain, compiled = train(tmp_path / "a", "steps=10 dropout=0.0"), train(tmp_path / "b", "steps=10 dropout=0.0 compile=true")
+    assert compiled["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-4)
+    assert set(torch.load(tmp_path / "b" / "best.pt", weights_only=True)["model"]) == set(torch.load(tmp_path / "a" / "best.pt", weights_only=True)["model"])
