@@ -223,7 +223,7 @@ def test_generated_sets_are_distinct_nested_and_cached(tmp_path):
     assert (load('generated', SIX, 500, data=tmp_path).puzzles == puzzles.puzzles[:500]).all()
     assert load('generated', SIX, 500, seed=1, data=tmp_path).hash != load('generated', SIX, 500, data=tmp_path).hash
     assert ((load('generated', SIX, 50, clues=20, data=tmp_path).puzzles > 0).sum(1) == 20).all()
-    with pytest.raises(UserError, match='no more than 4,608 different puzzles .* 5,000 were asked for'): # 288 grids x 16 cells
+    with pytest.raises(UserError, match=r'hardly more than 4,60\d different puzzles .* 5,000 were asked for'): # 288 grids x 16 cells
         load('generated', FOUR, 5_000, clues=15, data=tmp_path)
 
 
@@ -328,7 +328,7 @@ def test_what_is_missing_is_said_with_places_and_a_way_to_get_it(tmp_path, monke
     with pytest.raises(UserError, match=r"reasonnb\[hub\]"): find('sudoku_extreme:train', tmp_path)
     def offline(split, folder): raise ConnectionError('no route\nto host')
     monkeypatch.setattr(datasets, '_download', offline)
-    with pytest.raises(UserError, match='ConnectionError: no route to host'): find('sudoku_extreme:train', tmp_path)
+    with pytest.raises(UserError, match=r'the download failed \(no route to host\), or fetch'): find('sudoku_extreme:train', tmp_path)
 
 
 def test_sudoku_extreme_is_downloaded_where_that_is_possible(boards, tmp_path, monkeypatch):
@@ -384,16 +384,16 @@ def test_nine_million_puzzles_open_at_once(tmp_path):
         puzzles = open_set(sys.argv[1])
         first = puzzles.puzzles[0], len(puzzles)
         opened = time.perf_counter() - start
-        rss = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) * 1024 # ru_maxrss would count the parent
-        memory = rss()
+        rss = lambda kind: int(re.search(kind + r':\s+(\d+)', open('/proc/self/status').read())[1]) * 1024
+        memory = rss('VmHWM') # ru_maxrss would count the parent
         train, test = split_by_class(puzzles, 0.1)
         assert len(train) + len(test) == 9_000_000 and abs(len(test) - 900_000) < 1000
         for step in range(5): assert train.batch(step, 4096).puzzles.shape == (4096, 81)
         assert train.sample(100_000).subset_by_rating(0).solutions.shape == (100_000, 81)
-        print(json.dumps([opened, time.perf_counter() - start, memory, rss()]))
+        print(json.dumps([opened, time.perf_counter() - start, memory, rss('RssAnon')])) # file pages are the system's to take back
     """, tmp_path))
-    print(f'open {opened:.3f} s, {memory / 1e6:.0f} MB; split, batches, sample {seconds:.1f} s, {used / 1e6:.0f} MB')
-    assert opened < 5 and memory < 2e9 and used < 2e9
+    print(f'open {opened:.3f} s, {memory / 1e6:.0f} MB; split, batches, sample {seconds:.1f} s, {used / 1e6:.0f} MB of its own')
+    assert opened < 5 and memory < 2e9 and used < 1e9
 
 
 def test_reading_is_fast(tmp_path):

@@ -46,7 +46,9 @@ def test_a_wish_out_of_reach_is_an_error_in_bounded_time():
     assert time.process_time() - start < 30              # far from 1000 puzzles times all attempts
     for clues in (-1, 82):
         with pytest.raises(UserError, match='0 to 81'): generate(1, Box(3, 3), clues=clues)
-    with pytest.raises(UserError, match='seed=-1'): generate(1, Box(3, 3), seed=-1)
+    for n, seed, words in ((1, -1, 'seed=-1'), (1, None, 'seed=None'), (1, 1.5, 'seed=1.5'), (-1, 0, 'n=-1')):
+        with pytest.raises(UserError, match=words): generate(n, Box(3, 3), seed=seed)
+    assert generate(0, Box(3, 3))[0].shape == (0, 81)
     with pytest.raises(UserError, match='up to 16 digits'): generate(1, Box(4, 5))
 
 

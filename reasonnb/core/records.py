@@ -146,7 +146,7 @@ def make_record(rows:list[dict], # of metrics.jsonl
         if len(to_json(record).encode()) <= limit: break
     return record
 
-# %% ../../nbs/core/05_records.ipynb #35fc5b83
+# %% ../../nbs/core/05_records.ipynb #a1e54968
 class Reporter:
     "Shows how a run proceeds, on stderr: a bar, one plain line every few seconds, or nothing."
     def __init__(self, step:int, # updates done already
@@ -155,7 +155,8 @@ class Reporter:
                 ):
         asked = os.environ.get('REASONNB_PROGRESS', '')
         if asked not in ('', 'bar', 'lines', 'off'): raise UserError(f"REASONNB_PROGRESS={asked!r}: expected 'bar', 'lines' or 'off'")
-        watched = sys.stderr.isatty() or 'JPY_SESSION_NAME' in os.environ  # set for kernels started from JupyterLab
+        lab = 'ipykernel' in sys.modules and 'JPY_SESSION_NAME' in os.environ  # a kernel that JupyterLab started
+        watched = lab or sys.stderr.isatty()
         self.mode, self.every, self.text = asked or ('bar' if watched else 'lines'), every, ''
         self.first, self.total, self.start = step, total, time.monotonic()
         self.last = self.start
@@ -173,7 +174,8 @@ class Reporter:
         if self.bar is not None: self.bar.update(step - self.bar.n)
         elif self.mode == 'lines' and (now := time.monotonic()) - self.last >= self.every:
             pace = (step - self.first) / (now - self.start)
-            sys.stderr.write(f'step {step}/{self.total} {self.text} {pace:.3g} steps/s {(self.total - step) / pace:.0f} s left\n')
+            left = f'{pace:.3g} steps/s {(self.total - step) / pace:.0f} s left' if pace else 'starting'
+            sys.stderr.write(f'step {step}/{self.total} {self.text} {left}\n')
             self.last = now
 
     def close(self):

@@ -122,7 +122,7 @@ def train_row(run:Run,
     now.sums, now.steps, now.items, now.busy = {}, 0, 0, 0.0
     return row
 
-# %% ../../nbs/core/06_trainer.ipynb #51aa9290
+# %% ../../nbs/core/06_trainer.ipynb #2ee347ec
 def _ask(run:Run, question:Callable) -> dict[str, float]: # metrics
     "Put the (averaged) weights to the test in eval mode, without touching the noise of the training."
     with forked_rng(), run.ema.swap() if run.ema else nullcontext():
@@ -131,42 +131,36 @@ def _ask(run:Run, question:Callable) -> dict[str, float]: # metrics
             with run.autocast(): return {name: float(value) for name, value in question().items()}
         finally: run.model.train()
 
-def _measure(run:Run):
-    "Evaluate on the main process; write the row, and the weights if they are the best."
-    c, now = run.config, run.now
-    metrics = _ask(run, run.task.evaluate)
-    with run.ema.swap() if run.ema else nullcontext():
-        if c.best_metric not in metrics:
-            raise UserError(f"best_metric={c.best_metric!r} is not measured; task.evaluate() gives {', '.join(sorted(metrics))}")
-        value, best = metrics[c.best_metric], now.best.get('value')
-        better = value == value and (best is None or (value < best if c.best_mode == 'min' else value > best))
-        if better: run.folder.save(run.folder.best, {'model': run.model.state_dict(), 'step': now.step, 'metrics': metrics, 'config': c.to_dict()})
-    row = {'step': now.step, 'kind': 'eval', **metrics}
-    run.folder.log(row)
-    if better: now.best = {'metric': c.best_metric, 'value': value, 'step': now.step}
-    now.metrics, now.stale = metrics, 0 if better else now.stale + 1
-    return row
+def _measure(run:Run) -> tuple: # metrics, best, stale
+    "Evaluate; write the row, and the weights if they are the best."
+    c, now, metrics = run.config, run.now, _ask(run, run.task.evaluate)
+    if c.best_metric not in metrics:
+        raise UserError(f"best_metric={c.best_metric!r} is not measured; task.evaluate() gives {', '.join(sorted(metrics))}")
+    value, best = metrics[c.best_metric], now.best.get('value')
+    better = value == value and (best is None or (value < best if c.best_mode == 'min' else value > best))
+    if better:
+        with run.ema.swap() if run.ema else nullcontext():
+            run.folder.save(run.folder.best, {'model': run.model.state_dict(), 'step': now.step, 'metrics': metrics, 'config': c.to_dict()})
+    run.folder.log({'step': now.step, 'kind': 'eval', **metrics})
+    if better: return metrics, {'metric': c.best_metric, 'value': value, 'step': now.step}, 0
+    return metrics, now.best, now.stale + 1
 
-def evaluate(run:Run) -> dict|None: # the row, on the main process
+def evaluate(run:Run):
     "Measure held-out metrics without disturbing the training; a failing evaluation leaves a checkpoint behind."
-    row, error = None, None
-    if run.ranks.main:
-        try: row = _measure(run)
-        except Exception as e: error = e
-    if run.ranks.any(error is not None):
+    now = run.now
+    try: now.metrics, now.best, now.stale = run.ranks.on_main(lambda: _measure(run))
+    except Exception:
         with suppress(UserError): save(run)
-        raise error or UserError('the evaluation failed in the main process')
-    run.now.evaluated = run.now.step
-    run.now.metrics, run.now.best, run.now.stale = run.ranks.share((run.now.metrics, run.now.best, run.now.stale))
-    return row
+        raise
+    now.evaluated = now.step
 
-# %% ../../nbs/core/06_trainer.ipynb #c004853a
+# %% ../../nbs/core/06_trainer.ipynb #07e8ea73
 def save(run:Run):
     "Write the checkpoint: everything that the rest of the run depends on."
     noise, now = run.ranks.gather(rng_state()), run.now
-    if run.ranks.main:
-        parts = {name: part.state_dict() for name in ('model', 'optimizer', 'ema') if (part := getattr(run, name))}
-        run.folder.save(run.folder.checkpoint, {'config': run.config.to_dict(), 'now': {**vars(now), 'seconds': run.seconds}, 'noise': noise, **parts})
+    parts = {name: part.state_dict() for name in ('model', 'optimizer', 'ema') if (part := getattr(run, name))}
+    state = {'config': run.config.to_dict(), 'now': {**vars(now), 'seconds': run.seconds}, 'noise': noise, **parts}
+    run.ranks.on_main(lambda: run.folder.save(run.folder.checkpoint, state))
     now.saved = (now.step, now.evaluated)
 
 def restore(run:Run):
@@ -181,7 +175,7 @@ def restore(run:Run):
         run.now = Progress(**state['now'])
         run.now.sums = {name: total.to(run.device) for name, total in run.now.sums.items()}
         if rank < len(state['noise']): set_rng_state(state['noise'][rank])
-    if run.ranks.main: run.folder.truncate(run.now.step, run.now.evaluated)
+    run.ranks.on_main(lambda: run.folder.truncate(run.now.step, run.now.evaluated))
     run.ranks.same_weights(run.model)
 
 # %% ../../nbs/core/06_trainer.ipynb #07a93d59
@@ -207,26 +201,37 @@ def locked(folder:RunFolder) -> Iterator:
         except BlockingIOError: raise UserError(f"another process is training in {folder.path}; wait for it or use a new run folder") from None
         yield
 
-# %% ../../nbs/core/06_trainer.ipynb #1815df92
+# %% ../../nbs/core/06_trainer.ipynb #29a170d4
+@contextmanager
+def _watchers(run:Run, name:str) -> Iterator[Callable]: # to be called with (updates done, row or None)
+    "In the main process: the progress report and the mirror, neither of which may draw from the noise of the training."
+    if not run.ranks.main: yield lambda step, row: None; return
+    write_json(run.folder.env, environment())
+    with ExitStack() as stack:
+        with forked_rng(): send = stack.enter_context(mirror(run.folder, run.config.to_dict(), name))
+        show = Reporter(run.now.step, run.config.steps)
+        stack.callback(show.close)
+        def watch(step, row):
+            if row: show.row(row); send(row)
+            show.step(step)
+        yield watch
+
 def _loop(run:Run, stop, # stop.number is set when a signal came
-          show:Reporter|None, send:Callable, on_step:Callable|None) -> bool: # whether the run is finished
+          watch:Callable, on_step:Callable|None) -> bool: # whether the run is finished
     "Evaluate, save and step until the run is done or told to stop."
     c, now = run.config, run.now
     every = c.checkpoint_every or c.eval_every
-    def publish(row):
-        send(row)
-        if show: show.row(row)
     while True:
         if (run.done or c.eval_every and now.step % c.eval_every == 0) and now.evaluated != now.step:
-            row = evaluate(run)
-            if row: publish(row)
+            evaluate(run)
+            watch(now.step, {'step': now.step, 'kind': 'eval', **now.metrics})
         if (run.done or every and now.step and now.step % every == 0) and now.saved != (now.step, now.evaluated): save(run)
         if run.done: return True
         start = time.perf_counter()
         terms = train_step(run)
         row = train_row(run, terms, time.perf_counter() - start)
-        if row and run.ranks.main: run.folder.log(row); publish(row)
-        if show: show.step(now.step)
+        if row and run.ranks.main: run.folder.log(row)
+        watch(now.step, row)
         if on_step: on_step(now.step, terms)
         if run.ranks.any(bool(stop.number)):
             save(run)
@@ -246,7 +251,7 @@ def _write_record(run:Run, about:dict) -> dict:
     write_json(run.folder.record, record)
     return record
 
-# %% ../../nbs/core/06_trainer.ipynb #1161d04e
+# %% ../../nbs/core/06_trainer.ipynb #d5f8f0b2
 def fit(task:Task,
         config:Config,
         run_dir, # folder of this run; made if need be
@@ -268,18 +273,11 @@ def fit(task:Task,
         stop = stack.enter_context(postponed_signals())
         stack.enter_context(forked_rng())
         ranks = join_ranks(getattr(task, 'parallel', False), device)
-        show, send = None, None
-        if ranks.main:
-            stack.enter_context(locked(folder))
-            send = stack.enter_context(mirror(folder, config.to_dict(), '/'.join(filter(None, [*about.values(), f's{config.seed}']))))
-            write_json(folder.env, environment())
+        if ranks.main: stack.enter_context(locked(folder))
         run = Run(task, config, folder, device, ranks)
         restore(run)
         run.model.train()
         if config.compile: run.model.compile()
-        if ranks.main:
-            show = Reporter(run.now.step, config.steps)
-            stack.callback(show.close)
-        if _loop(run, stop, show, send, on_step) and ranks.main: record = _write_record(run, {'id': run_id or config.id, **about})
-        record = ranks.share(record)
+        watch = stack.enter_context(_watchers(run, '/'.join(filter(None, [*about.values(), f's{config.seed}']))))
+        if _loop(run, stop, watch, on_step): record = ranks.on_main(lambda: _write_record(run, {'id': run_id or config.id, **about}))
     return record

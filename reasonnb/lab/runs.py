@@ -150,13 +150,14 @@ def finished(run:Run) -> bool:
     found = status(run)
     return found['status'] == 'ok' and found['id'] == run.id == _read(run.folder/'record.json').get('id')
 
-# %% ../../nbs/lab/01_runs.ipynb #f4b60b0e
+# %% ../../nbs/lab/01_runs.ipynb #89832299
 def progress(run:Run) -> dict: # the newest train row: step, loss, ...; {} if there is none
     "How far the training of a running job is, from the end of its metrics file."
     try:
         with open(run.unfinished/'metrics.jsonl', 'rb') as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().split(b'\n')[1 if file.tell() > 8192 else 0:-1]
+            start = max(0, file.seek(0, os.SEEK_END) - 8192)
+            file.seek(start)
+            lines = file.read(8192).split(b'\n')[bool(start):-1]  # a first or last line that is cut does not count
     except OSError: return {}
     rows = (json.loads(line) for line in reversed(lines) if b'"train"' in line)
     return next(rows, {})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATING_BUCKETS', 'Rows', 'PuzzleSet', 'split_by_class', 'cached', 'seal', 'open_set', 'data_folders', 'find', 'load']
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #8ebe2842
+# %% ../../nbs/sudoku/06_datasets.ipynb #9b501280
 import hashlib, inspect, json, os, re, shutil, uuid, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core.config import UserError, unknown
 from ..core.records import read_json, write_json
@@ -67,7 +67,7 @@ class Rows:
 
     def __repr__(self): return f'{self.name}: {len(self):,} puzzles of {self.box.N}x{self.box.N} cells, hash {self.hash}'
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #4cbc7db7
+# %% ../../nbs/sudoku/06_datasets.ipynb #50afbb47
 @lru_cache(maxsize=2)
 def _epoch_order(n:int, seed:int, epoch:int) -> np.ndarray: return np.random.default_rng([seed, epoch]).permutation(n)
 
@@ -78,8 +78,9 @@ class PuzzleSet(Rows):
         rows = rows if isinstance(rows, np.ndarray) and rows.dtype != bool else np.arange(len(self))[rows]
         if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self): raise UserError(f'{self.name}: row {rows.max()} of {len(self):,}')
         rows = np.asarray(rows, np.int64) if self._rows is None else self._rows[rows]
-        return PuzzleSet(**self._columns, box=self.box, name=name or self.name, report=self.report, rows=rows,
-                         hash=hashlib.sha256(self.hash.encode() + rows.tobytes()).hexdigest()[:16])
+        digest = hashlib.sha256(self.hash.encode())
+        digest.update(np.ascontiguousarray(rows).data)
+        return PuzzleSet(**self._columns, box=self.box, name=name or self.name, hash=digest.hexdigest()[:16], report=self.report, rows=rows)
 
     def subset_by_rating(self, low:float, high:float=np.inf) -> 'PuzzleSet':
         "Puzzles with a rating from `low` to `high`, both included; unrated ones are in no such subset."
@@ -103,7 +104,7 @@ class PuzzleSet(Rows):
         epoch, place = np.divmod(np.arange(step * size, (step + 1) * size), len(self))
         return self.select(np.concatenate([_epoch_order(len(self), seed, int(e))[place[epoch == e]] for e in np.unique(epoch)]))
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #d57f7365
+# %% ../../nbs/sudoku/06_datasets.ipynb #dde3b872
 def _scramble(x:np.ndarray, seed:int) -> np.ndarray:
     "64-bit hash of numbers and a seed (the finaliser of splitmix64)."
     x = x + np.random.SeedSequence(seed).generate_state(1, np.uint64)
@@ -122,12 +123,15 @@ def split_by_class(
     if len(classes) < 2:
         raise UserError(f'{puzzles.name}: its {len(puzzles):,} puzzles have {len(classes)} solution-grid class, a split needs two; take more or larger boards')
     order = np.argsort(_scramble(classes, seed), kind='stable')
-    room, smallest, test = test_share * len(puzzles), sizes.min(), np.zeros(len(classes), bool)
-    for k, size in zip(order, sizes[order].tolist()):
+    filled, test = np.cumsum(sizes[order]), np.zeros(len(classes), bool)
+    first = np.searchsorted(filled, test_share * len(puzzles), side='right') # classes that fit before one does not
+    test[order[:first]] = True
+    room, smallest = test_share * len(puzzles) - (filled[first - 1] if first else 0), sizes.min()
+    for k in order[first:]:
         if room < smallest: break
-        if size <= room:
+        if sizes[k] <= room:
             test[k] = True
-            room -= size
+            room -= sizes[k]
     rest = order[~test[order]]
     next_one = rest[np.argmin(sizes[rest])]
     if len(rest) > 1 and (not test.any() or sizes[next_one] < 2 * room): test[next_one] = True # overshoots by less than what is missing
@@ -223,7 +227,7 @@ def _cache_home(data) -> Path:
         if os.access(parent, os.W_OK): return folder / 'cache'
     raise UserError(f'no data folder can be written ({", ".join(map(str, folders))}); point REASONNB_DATA at one that can')
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #a4303e9f
+# %% ../../nbs/sudoku/06_datasets.ipynb #fbb73e43
 def _download(split:str, folder:Path) -> Path:
     "Fetch a file of sudoku-extreme into folder."
     from huggingface_hub import hf_hub_download
@@ -250,7 +254,7 @@ def find(name:str, # as for `load`, not 'generated'
         if found := _seek(f'sudoku_extreme/{part}.csv', folders): return [found]
         try: return [_download(part, _cache_home(data).parent)]
         except ImportError: why = "pip install 'reasonnb[hub]' to download it"
-        except Exception as e: why = f'the download failed ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
+        except Exception as e: why = f'the download failed ({" ".join(str(e.__cause__ or e).split())[:100]})'
         return [need(f'sudoku_extreme/{part}.csv', f'{why}, or fetch {part}.csv from the data set {_HUB[0]} on the hub by hand')]
     if name in _KAGGLE: return [need(f'{name}/{_KAGGLE[name][0]}', f'download {_KAGGLE[name][1]} from kaggle.com (needs an account) and put the unpacked file there')]
     if re.search(r'[/\\]|\.\w+$', name):
@@ -258,7 +262,7 @@ def find(name:str, # as for `load`, not 'generated'
         raise UserError(f"no file {name}: looked in {', '.join(map(str, dict.fromkeys([Path.cwd(), _root(), *folders])))}")
     raise unknown('data set', name, ['generated', 'public:clue17', 'sudoku_extreme:train', 'sudoku_extreme:test', *_KAGGLE, 'path/to/list.txt'])
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #575041ef
+# %% ../../nbs/sudoku/06_datasets.ipynb #0cc08fa8
 def _generated(folder:Path, n:int, box:Box, seed:int, clues:int|None):
     "Write the first n different puzzles of a seed."
     amount, before = n, 0
@@ -267,7 +271,7 @@ def _generated(folder:Path, n:int, box:Box, seed:int, clues:int|None):
         different = np.sort(np.unique(np.ascontiguousarray(puzzles).view(f'V{box.cells}').ravel(), return_index=True)[1])[:n]
         if len(different) == n: break
         if len(different) < 1.02 * before: # twice the work found hardly any new ones
-            raise UserError(f'there are no more than {len(different):,} different puzzles of {box} boxes and {clues or "few"} clues within reach, {n:,} were asked for')
+            raise UserError(f'there are hardly more than {len(different):,} different puzzles of {box} boxes with {"minimal" if clues is None else clues} clues, {n:,} were asked for')
         amount, before = 2 * amount, len(different)
     puzzles, solutions = puzzles[different], solutions[different]
     answers, counts, ratings = prove(puzzles, box)

@@ -6,7 +6,7 @@
 __all__ = ['FAULTS', 'LAYOUTS', 'Report', 'Layout', 'layout_of', 'read_blocks', 'Chunk', 'read_chunks', 'write_columns',
            'convert']
 
-# %% ../../nbs/sudoku/05_formats.ipynb #05960b23
+# %% ../../nbs/sudoku/05_formats.ipynb #7e1e82a7
 import csv, gzip, os, re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core.config import UserError
 from .board import Box, _digit_of_byte, _fault, agrees, is_solved, is_valid, parse, to_lines
 from .solver import prove
 
-# %% ../../nbs/sudoku/05_formats.ipynb #7730fb01
+# %% ../../nbs/sudoku/05_formats.ipynb #66ddcadb
 FAULTS = ('', 'malformed line', 'impossible puzzle', 'wrong answer', 'several solutions')
 _LISTED = 1000 # faults of a kind that are named one by one; all are counted
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     "What became of the lines of a list: how many rows were read, kept and found faulty, and what was checked."
     rows:int=0 # puzzles offered; blank lines, comments and headers are none
@@ -56,6 +56,8 @@ class Report:
         first = self.examples[0]
         return (f"{text}; {', '.join(f'{n:,} x {fault}' for fault, n in self.faults.items())}"
                 f" (first: {first['file']} line {first['line']}: {first['reason']})")
+
+    __repr__ = __str__
 
     def _repr_html_(self):
         return f"<p>{self}</p>" + (self.table().head(10).to_html(index=False) if self.examples else '')
