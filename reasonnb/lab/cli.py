@@ -44,7 +44,7 @@ def _command(function:Callable) -> Callable:
             raise _fail(1, f'the disk is full ({e.filename or "while writing"}); free some space and give the same command again') from None
     return app.command(function.__name__.rstrip('_'))(guarded)
 
-# %% ../../nbs/lab/07_cli.ipynb #eb845d8e
+# %% ../../nbs/lab/07_cli.ipynb #bc4a482a
 def _text(value) -> str:
     if isinstance(value, float): return '' if math.isnan(value) else f'{value:.4g}'
     return '' if value is None else str(value)
@@ -73,7 +73,7 @@ def _frame(frame):
 
 AsJson = Annotated[bool, typer.Option('--json', help='Print JSON for a program to read.')]
 Log = Annotated[Optional[str], typer.Option(help='Only this training log.')]
-Scale = Annotated[str, typer.Option(help='Size of the run: smoke, laptop, h200 or log.')]
+Scale = Annotated[str, typer.Option(help='Size of the run, e.g. smoke, laptop or log.')]
 
 # %% ../../nbs/lab/07_cli.ipynb #21cfabf8
 def _runs_of(slug:str) -> int:
@@ -154,7 +154,7 @@ def _follow(run) -> Callable:
             return
     return look
 
-# %% ../../nbs/lab/07_cli.ipynb #eb8d22a8
+# %% ../../nbs/lab/07_cli.ipynb #82ae76bc
 def _row(run, found:dict) -> dict:
     "A run and its status for JSON."
     record = run.folder/'record.json'
@@ -168,8 +168,9 @@ def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda:
     from reasonnb.lab.sweeps import run_sweep
     screen = _Screen()
     if threading.current_thread() is threading.main_thread():  # a closed terminal or a scheduler's TERM is as good as Ctrl-C
-        for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.default_int_handler)
-    try: found = run_sweep(runs, slots, timeout, screen.say, 1 if screen.live else 10, look)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, signal.default_int_handler)  # nohup stays nohup
+    try: found = run_sweep(runs, slots, timeout, screen.say, 1 if screen.live else 5, look)
     except KeyboardInterrupt:
         done = sum(map(finished, runs))
         raise _fail(130, f'interrupted with {done} of {len(runs)} runs finished; nothing is lost, the same command goes on from here') from None
@@ -250,7 +251,7 @@ def _reports(file:Path, done:list) -> str:
     slugs = {scale: list(dict.fromkeys(one.experiment for one in done if one.scale == scale)) for scale in scales}
     return '\n\n'.join(report(file.stem + (f'-{scale}' if len(scales) > 1 else ''), slugs[scale], scale).text() for scale in scales)
 
-# %% ../../nbs/lab/07_cli.ipynb #02c0b686
+# %% ../../nbs/lab/07_cli.ipynb #3dfaf6b8
 @_command
 def results(log:Log=None,
             scale:Annotated[Optional[str], typer.Option(help='Only this scale.')]=None,
@@ -271,6 +272,7 @@ def results(log:Log=None,
     if csv: return typer.echo(found.to_csv(index=False), nl=False)
     typer.echo(_frame(found) if len(found) else f'no runs with the metric {metric}')
 
+# %% ../../nbs/lab/07_cli.ipynb #c9292e75
 @_command
 def claims(log:Log=None,
            scale:Annotated[str, typer.Option(help='Claims compare runs of one scale.')]='laptop',
@@ -292,6 +294,7 @@ def claims(log:Log=None,
     typer.echo(_frame(shown[['claim_id', 'verdict', 'effect', 'low', 'high', 'n_left', 'n_right', 'log_value', 'statement']]))
     typer.echo('\n' + _frame(counts(found).reset_index(names='log')))
 
+# %% ../../nbs/lab/07_cli.ipynb #d7a3abb4
 @_command
 def docs(out:Annotated[str, typer.Option(help='Folder for the site.')]='_docs',
          readme:Annotated[bool, typer.Option('--readme', help='Write README.md from nbs/index.ipynb instead.')]=False):

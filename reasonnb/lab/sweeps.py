@@ -134,7 +134,7 @@ class LocalPool:
         if force: self.forcing.set()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-# %% ../../nbs/lab/02_sweeps.ipynb #19928615
+# %% ../../nbs/lab/02_sweeps.ipynb #5a6604ba
 def _remote(run:Run, env:dict, seconds:float) -> dict:
     "The task on a cluster node; a cancelled task is interrupted, and then lets its job write a checkpoint."
     stop = Event()
@@ -145,6 +145,7 @@ def _remote(run:Run, env:dict, seconds:float) -> dict:
             except TimeoutError: pass
             except KeyboardInterrupt: stop.set()
 
+# %% ../../nbs/lab/02_sweeps.ipynb #6ffe592e
 class RayPool:
     "Runs on the Ray cluster at `RAY_ADDRESS`: one GPU each if the cluster has any, else one core."
     def __init__(self, seconds:float=0 # allowed per run, 0 = any

@@ -47,7 +47,7 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         return mixed.transpose(1, 2).reshape(batch, cells, d_model)
 
-# %% ../../nbs/sudoku/07_looped.ipynb #7fba9628
+# %% ../../nbs/sudoku/07_looped.ipynb #3df1368a
 class LoopedTransformer(nn.Module):
     """The iterative network of the log sudoku_transformer (sections *Baseline*, *Hidden State Recurrence*): one stack of
     blocks used at every iteration. Any number of iterations may be asked for, also more than it was trained with."""
@@ -65,7 +65,7 @@ class LoopedTransformer(nn.Module):
         super().__init__()
         if carry not in ('none', 'add'): raise UserError(f"carry={carry!r}: known are none, add")
         self.box, self.feedback, self.carry = box, feedback, carry
-        self.input = nn.Linear((box.N + 1) + box.N, d_model)  # one-hot puzzle with a channel for blank, then prediction
+        self.embed = nn.Linear((box.N + 1) + box.N, d_model)  # one-hot puzzle with a channel for blank, then prediction
         self.position = nn.Embedding(3 * box.N, d_model)  # rows, then columns, then boxes
         self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, dropout, activation) for _ in range(layers))
         self.head = nn.Linear(d_model, box.N)
@@ -76,8 +76,8 @@ class LoopedTransformer(nn.Module):
                puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
               ) -> Tensor: # `(batch, cells, d_model)`
         "The part of the input that is the same at every iteration: digits and positions."
-        digits = self.input.weight[:, :self.box.N + 1].T
-        return F.embedding(puzzles.long(), digits) + self.position(self.units).sum(0) + self.input.bias
+        digits = self.embed.weight[:, :self.box.N + 1].T
+        return F.embedding(puzzles.long(), digits) + self.position(self.units).sum(0) + self.embed.bias
 
     def iterate(self,
                 puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
@@ -86,7 +86,7 @@ class LoopedTransformer(nn.Module):
         encoded, h, prediction = self.encode(puzzles), None, None
         while True:
             x = encoded
-            if prediction is not None: x = x + F.linear(prediction, self.input.weight[:, self.box.N + 1:])
+            if prediction is not None: x = x + F.linear(prediction, self.embed.weight[:, self.box.N + 1:])
             if self.carry == 'add' and h is not None: x = x + h
             h = x
             for block in self.blocks: h = block(h)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['prove', 'solve', 'count_solutions', 'rate']
 
-# %% ../../nbs/sudoku/03_solver.ipynb #8eb6c9ce
+# %% ../../nbs/sudoku/03_solver.ipynb #c08ced5f
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Thread
 
 import numpy as np
 from llvmlite import ir
@@ -202,19 +203,26 @@ def _search(work, t, base, rng, grid):
             if level < base: return count, guesses
             alive = _forbid(stack[level], t, trail[level, 0], trail[level, 1], queue)
 
-# %% ../../nbs/sudoku/03_solver.ipynb #ec8b5d90
+# %% ../../nbs/sudoku/03_solver.ipynb #d4cf35f4
 def _parallel(kernel:Callable, n:int, workers:int|None) -> None:
     "Call kernel(start, stop) on pieces of 0..n from threads (None: every core); an error or Ctrl-C ends it after the pieces in work."
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     size = max(1, min(1024, -(-n // (8 * workers))))
-    pieces = [(start, min(n, start + size)) for start in range(0, n, size)]
-    if workers == 1 or len(pieces) < 2:
-        for piece in pieces: kernel(*piece)
-        return
-    pool = ThreadPoolExecutor(workers)
+    pieces, errors = iter([(start, min(n, start + size)) for start in range(0, n, size)]), []
+    def work():
+        try:
+            for piece in pieces: kernel(*piece)
+        except Exception as error: errors.append(error)
+        finally: deque(pieces, maxlen=0)  # after an error or Ctrl-C: nothing left for the others
+    threads = [Thread(target=work) for _ in range(min(workers, -(-n // size)) - 1)]
     try:
-        for done in [pool.submit(kernel, *piece) for piece in pieces]: done.result()
-    finally: pool.shutdown(cancel_futures=True)
+        for thread in threads: thread.start()
+        work()
+    finally:
+        deque(pieces, maxlen=0)
+        for thread in threads:
+            if thread.ident: thread.join()
+    if errors: raise errors[0]
 
 def _checked(puzzles, box:Box) -> np.ndarray:
     "Puzzles as a contiguous uint8 array, or a `UserError` that says what is wrong with them."
@@ -294,7 +302,7 @@ def _fill(work, t, rng, grid):
         _search(work, t, 0, rng, grid)
     stop[1] = -1
 
-# %% ../../nbs/sudoku/03_solver.ipynb #0f06ad86
+# %% ../../nbs/sudoku/03_solver.ipynb #d9d53f2a
 @_jit
 def _implied(work, t, level, cell, puzzle, rng, scratch):
     "Do the clues placed at `level`, all but this one, leave the cell no other digit?"
@@ -304,7 +312,6 @@ def _implied(work, t, level, cell, puzzle, rng, scratch):
     if not _forbid(stack[level + 1], t, cell, np.uint16(puzzle[cell] - 1), queue): return True
     return _search(work, t, level + 1, rng[:0], scratch)[0] == 0
 
-# %% ../../nbs/sudoku/03_solver.ipynb #bb8a79cc
 @_jit
 def _minimise(work, t, puzzle, walk, spare, rng, scratch):
     "Go through the clues in the order of `walk` and drop, `spare` times at most, each one that the others imply. Returns what is left of spare."
