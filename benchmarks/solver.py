@@ -15,7 +15,7 @@ from sudoku import Sudoku
 
 from reasonnb.sudoku.board import Box
 from reasonnb.sudoku.generator import generate, random_grids
-from reasonnb.sudoku.solver import prove, solve
+from reasonnb.sudoku.solver import prove
 
 ROOT, BOX = Path(__file__).resolve().parents[1], Box(3, 3)
 
@@ -74,7 +74,7 @@ def contests():
     easy, easy_name = puzzles('easy_45_clues', 5000, 45)
     middle, middle_name = puzzles('medium_35_clues', 5000, 35)
     sparse, sparse_name = puzzles('clue17', 10000)
-    yield 'solve', 'reasonnb', easy_name, len(easy), lambda: solve(easy, BOX, 1)
+    yield 'solve', 'reasonnb', easy_name, len(easy), lambda: prove(easy, BOX, 1, 1)
     yield 'solve', 'py-sudoku', easy_name, 100, lambda: py_sudoku(easy[:100])
     yield 'prove', 'reasonnb', middle_name, len(middle), lambda: prove(middle, BOX, 2, 1)
     yield 'prove', 'py-sudoku', middle_name, 20, lambda: py_sudoku(middle[:20], proof=True)

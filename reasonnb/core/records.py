@@ -146,7 +146,7 @@ def make_record(rows:list[dict], # of metrics.jsonl
         if len(to_json(record).encode()) <= limit: break
     return record
 
-# %% ../../nbs/core/05_records.ipynb #a1e54968
+# %% ../../nbs/core/05_records.ipynb #7a947fe2
 class Reporter:
     "Shows how a run proceeds, on stderr: a bar, one plain line every few seconds, or nothing."
     def __init__(self, step:int, # updates done already
@@ -160,7 +160,7 @@ class Reporter:
         self.mode, self.every, self.text = asked or ('bar' if watched else 'lines'), every, ''
         self.first, self.total, self.start = step, total, time.monotonic()
         self.last = self.start
-        self.bar = tqdm(initial=step, total=total, unit='step', leave=False, file=sys.stderr) if self.mode == 'bar' else None
+        self.bar = tqdm(initial=step, total=total, unit='step', leave=lab, file=sys.stderr) if self.mode == 'bar' else None
 
     def row(self, row:dict):
         "Remember the latest row, to be shown with the next step."

@@ -39,14 +39,14 @@ def _row(record:dict, path:Path) -> dict:
     row |= {f'metrics.{key}': _number(value) for key, value in record['metrics'].items()}
     return row
 
-# %% ../../nbs/lab/03_results.ipynb #817eae52
+# %% ../../nbs/lab/03_results.ipynb #29b65f3f
 def load_records(root:str|Path|None=None, # folder searched for `record.json`; None: `papermill_runs` of the project
                 ) -> pd.DataFrame: # one row per run; `record` holds the whole dictionary, `path` the run folder
     "All finished runs below `root`; a file that is no record is named in a warning and left out."
     folder = Path(root) if root is not None else catalogue.root()/'papermill_runs'
     if root is not None and not folder.is_dir(): raise UserError(f'{folder}: no such folder of runs')
     rows = []
-    for path in sorted(folder.rglob('record.json')):
+    for path in sorted(p for p in folder.rglob('record.json') if p.parent.name != 'unfinished'):
         try: rows.append(_row(json.loads(path.read_text(encoding='utf-8')), path))
         except (ValueError, TypeError, AttributeError, OSError) as error:
             warnings.warn(f'{path}: not a readable record ({error}); delete it and run that experiment again',

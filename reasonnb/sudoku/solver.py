@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['prove', 'solve', 'count_solutions', 'rate']
 
-# %% ../../nbs/sudoku/03_solver.ipynb #c08ced5f
+# %% ../../nbs/sudoku/03_solver.ipynb #c15fd2ab
 import os
 from collections import deque
-from collections.abc import Callable
 from functools import lru_cache
 from threading import Thread
 
@@ -20,7 +19,7 @@ from numba.extending import intrinsic
 from ..core.config import UserError
 from .board import Box
 
-# %% ../../nbs/sudoku/03_solver.ipynb #eea3f0c3
+# %% ../../nbs/sudoku/03_solver.ipynb #253faa50
 @lru_cache(maxsize=None)
 def _tables(box:Box) -> tuple[np.ndarray, ...]:
     "The arrays first, bit, member, peers, blank of a box shape, all uint16; more digits than a mask has bits raise `UserError`."
@@ -28,12 +27,11 @@ def _tables(box:Box) -> tuple[np.ndarray, ...]:
     N, cells, units = box.N, box.cells, box.units
     unit = np.stack([box.row, N + box.col, 2 * N + box.box], 1)
     place = (units[unit] == np.arange(cells)[:, None, None]).argmax(-1)
-    member = np.append(np.zeros(cells), units)
-    blank = np.append(np.full(cells + units.size, (1 << N) - 1), cells)
+    member, blank = np.append(np.zeros(cells), units), np.append(np.full(cells + units.size, (1 << N) - 1), cells)
     return tuple(a.astype(np.uint16) for a in (cells + N * unit, 1 << place, member, box.peers, blank))
 
-# %% ../../nbs/sudoku/03_solver.ipynb #1cd38bd2
-def _jit(fn:Callable) -> Callable:
+# %% ../../nbs/sudoku/03_solver.ipynb #75bee5dc
+def _jit(fn):
     "Compile without the GIL; with a disk cache for the functions of a file, where a folder for it can be written."
     try: return njit(fn, nogil=True, cache=os.path.exists(fn.__code__.co_filename))
     except RuntimeError: return njit(fn, nogil=True)
@@ -129,7 +127,7 @@ def _place(state, t, grid, cells, queue):
         if grid[cell]: tail = _push(queue, tail, cell, np.uint16(grid[cell] - 1))
     return _propagate(state, t, queue, tail)
 
-# %% ../../nbs/sudoku/03_solver.ipynb #6d4a0673
+# %% ../../nbs/sudoku/03_solver.ipynb #5253a6b6
 @_jit
 def _work(t, limit):
     "Scratch memory of one thread for searches that end at `limit` solutions: stack, queue, trail, order, stop."
@@ -137,8 +135,7 @@ def _work(t, limit):
     cells, levels = len(first), len(first) + 16              # every guess fills a cell; 16 for the generator's blocks
     stack = np.empty((levels, len(blank)), np.uint16)
     queue = np.empty((len(blank) + cells, 2), np.uint16)     # each mask falls to one bit once; and the clues
-    trail = np.empty((levels, 2), np.uint16)
-    return stack, queue, trail, np.arange(cells).astype(np.uint16), np.array([limit, -1])
+    return stack, queue, np.empty((levels, 2), np.uint16), np.arange(cells).astype(np.uint16), np.array([limit, -1])
 
 # %% ../../nbs/sudoku/03_solver.ipynb #ca2e7a12
 @_jit
@@ -203,8 +200,8 @@ def _search(work, t, base, rng, grid):
             if level < base: return count, guesses
             alive = _forbid(stack[level], t, trail[level, 0], trail[level, 1], queue)
 
-# %% ../../nbs/sudoku/03_solver.ipynb #d4cf35f4
-def _parallel(kernel:Callable, n:int, workers:int|None) -> None:
+# %% ../../nbs/sudoku/03_solver.ipynb #ec89f574
+def _parallel(kernel, n:int, workers:int|None) -> None:
     "Call kernel(start, stop) on pieces of 0..n from threads (None: every core); an error or Ctrl-C ends it after the pieces in work."
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     size = max(1, min(1024, -(-n // (8 * workers))))
@@ -220,8 +217,7 @@ def _parallel(kernel:Callable, n:int, workers:int|None) -> None:
         work()
     finally:
         deque(pieces, maxlen=0)
-        for thread in threads:
-            if thread.ident: thread.join()
+        for thread in [t for t in threads if t.ident]: thread.join()
     if errors: raise errors[0]
 
 def _checked(puzzles, box:Box) -> np.ndarray:
@@ -234,15 +230,14 @@ def _checked(puzzles, box:Box) -> np.ndarray:
         raise UserError(f'puzzles hold digits from {puzzles.min()} to {puzzles.max()}, boards of {box} boxes take 0 to {box.N}')
     return np.ascontiguousarray(puzzles, np.uint8)
 
-# %% ../../nbs/sudoku/03_solver.ipynb #a21483f5
+# %% ../../nbs/sudoku/03_solver.ipynb #8b1ce1c8
 @_jit
 def _prove(t, puzzles, limit, solutions, counts, ratings):
     "Search every puzzle; fills the last three."
     work, rng = _work(t, limit), np.empty(0, np.uint64)
     stack, queue, trail, order, stop = work
-    blank = t[-1]
     for n in range(len(puzzles)):
-        stack[0] = blank
+        stack[0] = t[-1]
         if _place(stack[0], t, puzzles[n], order, queue):
             counts[n], ratings[n] = _search(work, t, 0, rng, solutions[n])
 
@@ -259,28 +254,25 @@ def prove(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
     _parallel(kernel, n, workers)
     return solutions, counts, ratings
 
-# %% ../../nbs/sudoku/03_solver.ipynb #2b5023e0
+# %% ../../nbs/sudoku/03_solver.ipynb #fe8750c0
 def solve(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
           box:Box, # box shape
-          workers:int|None=None, # threads; None: every core this process may use
          ) -> np.ndarray: # `(n, cells)` uint8; a row of zeros where there is no solution
     "The first solution of each puzzle that the search meets; there may be others."
-    return prove(puzzles, box, 1, workers)[0]
+    return prove(puzzles, box, 1)[0]
 
 def count_solutions(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
                     box:Box, # box shape
                     limit:int=2, # stop counting here
-                    workers:int|None=None, # threads; None: every core this process may use
                    ) -> np.ndarray: # `(n,)` int32
     "Number of solutions of each puzzle, at most `limit`."
-    return prove(puzzles, box, limit, workers)[1]
+    return prove(puzzles, box, limit)[1]
 
 def rate(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
          box:Box, # box shape
-         workers:int|None=None, # threads; None: every core this process may use
         ) -> np.ndarray: # `(n,)` int32
     "Guesses that the proof of uniqueness takes; 0: naked and hidden singles fill the board."
-    return prove(puzzles, box, 2, workers)[2]
+    return prove(puzzles, box, 2)[2]
 
 # %% ../../nbs/sudoku/03_solver.ipynb #31b26bfa
 @_jit
@@ -337,11 +329,10 @@ def _minimise(work, t, puzzle, walk, spare, rng, scratch):
         i += size
     return spare
 
-# %% ../../nbs/sudoku/03_solver.ipynb #a6ed1472
+# %% ../../nbs/sudoku/03_solver.ipynb #b0a0374a
 @_jit
 def _generate(t, seed, first, clues, attempts, puzzles, solutions):
-    """Fill the rows with puzzles number first, first + 1, ... of a seed; clues -1: minimal puzzles, `cells`: full grids.
-    Returns 0, or the fewest clues met where `attempts` grids did not come down to the wish."""
+    "Write puzzles number first, first + 1, ... of a seed; clues -1: minimal. Returns 0, or the fewest clues met where no attempt reached the wish."
     work, cells = _work(t, 1), len(t[0])
     rng, walk, scratch = np.empty(1, np.uint64), np.arange(cells).astype(np.uint16), np.empty(cells, np.uint8)
     for n in range(len(puzzles)):
