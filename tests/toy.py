@@ -144,3 +144,18 @@ def kernels(folder):
 def _words(process):
     try: return process.cmdline()
     except psutil.Error: return []
+
+
+def enter(folder):
+    "Make a toy repository and work in it, as the library notebooks do; `leave` ends it."
+    make_root(folder)
+    os.environ.update(REASONNB_ROOT=str(folder), REASONNB_SYSTEMS='toy_system', PYTHONPATH=os.pathsep.join([str(folder), str(REPO)]))
+    sys.modules.pop('toy_system', None)  # of another toy repository in this process
+    sys.path.insert(0, str(folder))
+
+
+def leave(folder):
+    "Back to the real repository."
+    for name in ('REASONNB_ROOT', 'REASONNB_SYSTEMS', 'PYTHONPATH'): os.environ.pop(name, None)
+    sys.modules.pop('toy_system', None)
+    sys.path.remove(str(folder))
