@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'report']
 
-# %% ../../nbs/lab/05a_report.ipynb #2f3d7357
+# %% ../../nbs/lab/05a_report.ipynb #18cb59d4
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.config import UserError
 from ..core.records import atomic
 from . import catalogue
+from .claims import write_ledger
 from .figures import dots, present, save, to_markdown
 from .narrative import verdicts
 from .results import load_records, runs_of, table
@@ -37,7 +38,7 @@ class Report:
                           *(f'notebook   {name(path)}' for path in self.notebooks),
                           f'figure     {name(self.figure_path)}', f'table      {name(self.table_path)}'])
 
-# %% ../../nbs/lab/05a_report.ipynb #cf242d87
+# %% ../../nbs/lab/05a_report.ipynb #696b2a46
 def _headline(rows:pd.DataFrame) -> str:
     "Best and worst experiment in words."
     ranked = rows.sort_values('mean', ascending=False)
@@ -52,7 +53,7 @@ def report(name:str, # of the files, e.g. that of the sweep
            root:str|Path|None=None, # folder of runs, None = that of the project
            out:str|Path|None=None, # folder to write to, None = figures/<log>
           ) -> Report:
-    "Make table, figure and verdicts of some experiments from their records; `UserError` if there are none."
+    "Make table, figure and verdicts of some experiments from their records, and bring `figures/ledger.csv` up to date; `UserError` without records."
     records = load_records(root)
     slugs = list(dict.fromkeys(catalogue.canonical(slug, scale) for slug in slugs))
     runs = {slug: runs_of(records, slug, scale) for slug in slugs}
@@ -64,5 +65,6 @@ def report(name:str, # of the files, e.g. that of the sweep
     figure_path = save(dots(records, slugs, _headline(rows), metric, scale), folder/f'{name}.svg')
     table_path = folder/f'{name}.md'
     with atomic(table_path) as file: file.write(to_markdown(present(rows)).encode())
+    if root is None and out is None: write_ledger(records=records, scale=scale)
     notebooks = [Path(path)/'run.ipynb' for slug in slugs for path in runs[slug]['path']]
     return Report(rows, verdicts(*slugs, records=records, scale=scale, judged=True), table_path, figure_path, [p for p in notebooks if p.exists()])

@@ -18,7 +18,7 @@ from ..core.statistics import wilson
 from .datasets import RATING_BUCKETS
 from .looped import LoopedTransformer
 
-# %% ../../nbs/sudoku/08_evaluation.ipynb #bf690bad
+# %% ../../nbs/sudoku/08_evaluation.ipynb #c1d4db42
 @dataclass(frozen=True)
 class Evaluation:
     "Counts of one network on one set of puzzles, per iteration and puzzle."
@@ -39,6 +39,7 @@ class Evaluation:
         if iterations not in self.iterations: raise UserError(f'not evaluated at {iterations} iterations, only at {self.iterations}')
         return self.iterations.index(iterations)
 
+# %% ../../nbs/sudoku/08_evaluation.ipynb #dc570379
 @torch.no_grad()
 def evaluate(model:LoopedTransformer, # left in the mode it was in
              puzzles:Tensor, # `(n, cells)`, 0 = blank

@@ -47,12 +47,11 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         return mixed.transpose(1, 2).reshape(batch, cells, d_model)
 
-# %% ../../nbs/sudoku/07_looped.ipynb #3df1368a
+# %% ../../nbs/sudoku/07_looped.ipynb #a042e6eb
 class LoopedTransformer(nn.Module):
     """The iterative network of the log sudoku_transformer (sections *Baseline*, *Hidden State Recurrence*): one stack of
     blocks used at every iteration. Any number of iterations may be asked for, also more than it was trained with."""
-    def __init__(self,
-                 box:Box, # shape of the board
+    def __init__(self, box:Box, # shape of the board
                  d_model:int=128, # width
                  layers:int=4, # blocks in the stack
                  heads:int=4, # attention heads
@@ -69,20 +68,15 @@ class LoopedTransformer(nn.Module):
         self.position = nn.Embedding(3 * box.N, d_model)  # rows, then columns, then boxes
         self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, dropout, activation) for _ in range(layers))
         self.head = nn.Linear(d_model, box.N)
-        units = torch.stack([torch.as_tensor(a.copy()) for a in (box.row, box.col + box.N, box.box + 2 * box.N)])
-        self.register_buffer('units', units, persistent=False)  # (3, cells)
+        units = (box.row, box.col + box.N, box.box + 2 * box.N)
+        self.register_buffer('units', torch.stack([torch.as_tensor(a.copy()) for a in units]), persistent=False)  # (3, cells)
 
-    def encode(self,
-               puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
-              ) -> Tensor: # `(batch, cells, d_model)`
+    def encode(self, puzzles:Tensor) -> Tensor: # `(batch, cells)` -> `(batch, cells, d_model)`
         "The part of the input that is the same at every iteration: digits and positions."
-        digits = self.embed.weight[:, :self.box.N + 1].T
-        return F.embedding(puzzles.long(), digits) + self.position(self.units).sum(0) + self.embed.bias
+        return F.embedding(puzzles.long(), self.embed.weight[:, :self.box.N + 1].T) + self.position(self.units).sum(0) + self.embed.bias
 
-    def iterate(self,
-                puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
-               ) -> Iterator[Tensor]: # logits `(batch, cells, digits)`, one per iteration, without end
-        "Think forever; the caller decides when to stop."
+    def iterate(self, puzzles:Tensor) -> Iterator[Tensor]: # `(batch, cells)` integers, 0 = blank
+        "Logits `(batch, cells, digits)` of one iteration after another, without end; the caller decides when to stop."
         encoded, h, prediction = self.encode(puzzles), None, None
         while True:
             x = encoded
@@ -94,11 +88,8 @@ class LoopedTransformer(nn.Module):
             if self.feedback: prediction = logits.softmax(-1)
             yield logits
 
-    def forward(self,
-                puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
-                iterations:int, # how often to think
-               ) -> Tensor: # logits `(iterations, batch, cells, digits)`
-        "Logits after each of `iterations` iterations."
+    def forward(self, puzzles:Tensor, iterations:int) -> Tensor:
+        "Logits after each of so many iterations, `(iterations, batch, cells, digits)`."
         if iterations < 1: raise UserError(f'iterations={iterations}: must be at least 1')
         return torch.stack([logits for logits, _ in zip(self.iterate(puzzles), range(iterations))])
 
