@@ -388,12 +388,12 @@ def test_nine_million_puzzles_open_at_once(tmp_path):
         memory = rss('VmHWM') # ru_maxrss would count the parent
         train, test = split_by_class(puzzles, 0.1)
         assert len(train) + len(test) == 9_000_000 and abs(len(test) - 900_000) < 1000
-        for step in range(5): assert train.batch(step, 4096).puzzles.shape == (4096, 81)
+        for seed in range(5): assert train.sample(4096, seed).puzzles.shape == (4096, 81)
         assert train.sample(100_000).subset_by_rating(0).solutions.shape == (100_000, 81)
         print(json.dumps([opened, time.perf_counter() - start, memory, rss('RssAnon')])) # file pages are the system's to take back
     """, tmp_path))
-    print(f'open {opened:.3f} s, {memory / 1e6:.0f} MB; split, batches, sample {seconds:.1f} s, {used / 1e6:.0f} MB of its own')
-    assert opened < 5 and memory < 2e9 and used < 1e9
+    print(f'open {opened:.3f} s, {memory / 1e6:.0f} MB; split, samples {seconds:.1f} s, {used / 1e6:.0f} MB of its own')
+    assert memory < 2e9 and used < 1e9
 
 
 def test_reading_is_fast(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'EXPERIMENTS', 'SYSTEM', 'SudokuConfig', 'balanced', 'make_splits', 'Boards', 'SudokuTask', 'hardest_bucket']
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #5d71ed77
+# %% ../../nbs/sudoku/09_experiments.ipynb #86da006b
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.config import Config, Experiment, System, UserError
 from ..core.gradients import Batch
 from .board import Box
-from .datasets import PuzzleSet, load, split_by_class
+from .datasets import PuzzleSet, load, rating_groups, split_by_class
 from .evaluation import Evaluation, evaluate, failure_metrics, flat_metrics
 from .looped import LoopedTransformer, forward_flop, looped_loss
 
@@ -60,18 +60,16 @@ class SudokuConfig(Config):
         if self.phases and self.phases[0][0] != 0: raise UserError(f'phases={self.phases}: the first must start at 0')
         if any(n < 1 for n in self.test_iterations): raise UserError(f'test_iterations={self.test_iterations}: each must be at least 1')
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #5fffff44
+# %% ../../nbs/sudoku/09_experiments.ipynb #3fcaf86b
 def balanced(puzzles:PuzzleSet, # to draw from
              edges:tuple[float, ...], # lower edges of the rating buckets
              n:int, # puzzles wanted in all
              seed:int=0, # of the draw
             ) -> PuzzleSet: # at most n / len(edges) of each bucket
     "The same number of puzzles from every rating bucket (the log's '500 per bucket')."
-    bucket = np.searchsorted(np.asarray(edges), puzzles.ratings, side='right') - 1
-    rng, picked = np.random.default_rng(seed), []
-    for b in range(len(edges)):
-        members = np.flatnonzero(bucket == b)
-        picked.append(rng.permutation(members)[:n // len(edges)])
+    rng, groups = np.random.default_rng(seed), rating_groups(puzzles.ratings, edges)
+    groups.pop('unrated', None)
+    picked = [rng.permutation(np.flatnonzero(member))[:n // len(edges)] for member in groups.values()]
     return puzzles.select(np.sort(np.concatenate(picked)))
 
 def make_splits(config:SudokuConfig
