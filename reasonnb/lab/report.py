@@ -38,7 +38,7 @@ class Report:
                           *(f'notebook   {name(path)}' for path in self.notebooks),
                           f'figure     {name(self.figure_path)}', f'table      {name(self.table_path)}'])
 
-# %% ../../nbs/lab/05a_report.ipynb #1b3109f6
+# %% ../../nbs/lab/05a_report.ipynb #50dc0c91
 def _headline(rows:pd.DataFrame) -> str:
     "Best and worst experiment in words."
     ranked = rows.sort_values('mean', ascending=False)
@@ -65,7 +65,7 @@ def report(name:str, # of the files, e.g. that of the sweep
     figure_path = save(dots(records, slugs, _headline(rows), metric, scale), folder/f'{name}.svg')
     table_path = folder/f'{name}.md'
     with atomic(table_path) as file: file.write(to_markdown(present(rows)).encode())
-    if root is None and out is None: write_ledger(records=records, scale=scale)
+    if root is None and out is None: write_ledger(records=records)
     notebooks = [Path(path)/'run.ipynb' for slug in slugs for path in runs[slug]['path']]
     twins = [slug for slug in catalogue.experiments() if catalogue.canonical(slug, scale) in slugs]  # a claim may call a run by another name
     return Report(rows, verdicts(*twins, records=records, scale=scale, judged=True), table_path, figure_path, [p for p in notebooks if p.exists()])
