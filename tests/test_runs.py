@@ -56,6 +56,13 @@ def test_every_job_notebook_of_the_repository_can_be_driven():
         check_job(job, dict(experiment='', scale='', seed=0, overrides='', run_dir='', run_id=''))
 
 
+def test_a_run_that_diverged_failed_but_leaves_its_record():
+    run = plan('fast', seed=21, overrides={'trouble': 'diverge'})
+    found = execute(run)
+    assert (found['status'], found['error']) == ('failed', 'loss not finite')
+    assert record(run)['metrics']['diverged'] == 1 and not run.unfinished.exists() and not finished(run)
+
+
 def test_success_is_judged_by_record_not_by_the_notebook(monkeypatch):
     monkeypatch.setenv('MPLBACKEND', 'agg')
     troubles = ['', 'error', 'kill', 'wrong_id']

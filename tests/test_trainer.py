@@ -141,6 +141,9 @@ def test_poisoned_update_leaves_no_trace(tmp_path):
     assert folder.load(folder.checkpoint)["now"]["step"] == 60
     assert torch.isfinite(weights(folder.checkpoint)).all()
     assert all(value is not None for row in folder.rows() for value in row.values())
+    record = read_json(folder.record)
+    assert record["metrics"]["diverged"] == 1 and record["steps"] == 70
+    with pytest.raises(TrainingError): train(tmp_path / "run", "explode_at=70")  # tried again, not taken for finished
 
 
 def test_resuming_another_config_is_refused_by_name(tmp_path):

@@ -1,7 +1,7 @@
 """A repository in miniature for tests: its own log, its own system, a job notebook; no torch, so a run takes seconds.
 
 `trouble` makes a run go wrong on purpose: 'error' raises, 'kill' ends the kernel by SIGKILL the first time,
-'always_kill' every time, 'wrong_id' leaves somebody else's record.
+'always_kill' every time, 'wrong_id' leaves somebody else's record, 'diverge' a record of a run that blew up.
 """
 import atexit, json, os, subprocess, sys, tempfile, time
 from functools import cache
@@ -30,7 +30,7 @@ class ToyConfig(Config):
     rate: float = 0.1
     pause: float = 0.0  # seconds a step takes
     data: str = ''  # a file that must be there
-    trouble: Literal['', 'error', 'kill', 'always_kill', 'wrong_id'] = ''
+    trouble: Literal['', 'error', 'kill', 'always_kill', 'wrong_id', 'diverge'] = ''
 
 def fit(config, run_dir, log='', experiment='', scale='', run_id=''):
     "Descend, with a checkpoint at each step; a checkpoint in the folder is continued."
@@ -48,10 +48,12 @@ def fit(config, run_dir, log='', experiment='', scale='', run_id=''):
         os.replace(part, saved)
         if step == 3 and config.trouble == 'error': raise ValueError('the toy broke\\nand says more')
         if step == 3 and (config.trouble == 'always_kill' or config.trouble == 'kill' and start == 0): os.kill(os.getpid(), signal.SIGKILL)
+    bad = config.trouble == 'diverge'
     record = dict(id='f' * 12 if config.trouble == 'wrong_id' else run_id or config.id, log=log, experiment=experiment, scale=scale, seed=config.seed,
-                  config=config.to_dict(), metrics={'loss': x * x}, best={}, curve=[], params=1, data='none', protocol='none', flop_per_item=4,
+                  config=config.to_dict(), metrics={'loss': x * x} | ({'diverged': 1.0} if bad else {}), best={}, curve=[], params=1, data='none', protocol='none', flop_per_item=4,
                   versions={}, device='cpu', seconds=0.1, steps=step, start=start, finished='2026-01-01T00:00:00+00:00')
     (folder / 'record.json').write_text(json.dumps(record))
+    if bad: raise UserError('loss not finite')
 
 SYSTEM = System('toy', ('toy_log',), ToyConfig, {'smoke': {'steps': 5}, 'laptop': {'steps': 50}},
     (Experiment('start'), Experiment('fast', 'start', {'rate': 0.3}, {'laptop': {'steps': 400}}), Experiment('faster', 'fast', {'rate': 0.45}),

@@ -6,7 +6,7 @@
 __all__ = ['Task', 'pick_device', 'Progress', 'Run', 'train_step', 'train_row', 'evaluate', 'save', 'restore',
            'postponed_signals', 'locked', 'fit']
 
-# %% ../../nbs/core/06_trainer.ipynb #80ffd1ca
+# %% ../../nbs/core/06_trainer.ipynb #17faa2c9
 import fcntl, os, signal, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from .config import Config, UserError
 from .gradients import Batch, Ranks, accumulate_gradients, all_reduce_gradients, clip_gradients, join_ranks
-from .guards import alarms, check_finite, check_same_config, forked_rng, rng_state, seed_all, set_rng_state
+from .guards import TrainingError, alarms, check_finite, check_same_config, forked_rng, rng_state, seed_all, set_rng_state
 from .optimizers import EMA, make_optimizer
 from .records import Reporter, RunFolder, environment, make_record, mirror, read_json, write_json
 from .schedules import lr_at
@@ -238,11 +238,14 @@ def _loop(run:Run, stop, # stop.number is set when a signal came
             stop.number = stop.number or signal.SIGINT  # another process was told
             return False
 
-# %% ../../nbs/core/06_trainer.ipynb #4060db44
-def _write_record(run:Run, about:dict) -> dict:
-    "The record of a finished run; once it is written, the run is never trained again."
+# %% ../../nbs/core/06_trainer.ipynb #b7c0fc0c
+def _final(run:Run) -> dict[str, float]:
+    "What the task measures at the very end, else its last evaluation."
+    return _ask(run, run.task.test) if hasattr(run.task, 'test') else run.now.metrics
+
+def _write_record(run:Run, about:dict, metrics:dict) -> dict:
+    "The record of a run that is over."
     c, now, env = run.config, run.now, read_json(run.folder.env)
-    metrics = _ask(run, run.task.test) if hasattr(run.task, 'test') else now.metrics
     facts = {'params': sum(p.numel() for p in run.params), 'data': '', 'protocol': 'none', 'flop_per_item': None}
     if hasattr(run.task, 'describe'): facts |= run.task.describe()
     record = make_record(run.folder.rows(), **about, seed=c.seed, config=c.to_dict(), metrics=metrics, best=now.best, alarms=now.alarms,
@@ -251,7 +254,7 @@ def _write_record(run:Run, about:dict) -> dict:
     write_json(run.folder.record, record)
     return record
 
-# %% ../../nbs/core/06_trainer.ipynb #d5f8f0b2
+# %% ../../nbs/core/06_trainer.ipynb #0aad9fcd
 def fit(task:Task,
         config:Config,
         run_dir, # folder of this run; made if need be
@@ -267,7 +270,8 @@ def fit(task:Task,
     if folder.record.exists():
         record = read_json(folder.record)
         check_same_config(config, record['config'], folder.path)
-        return record
+        if not record['metrics'].get('diverged'): return record
+        folder.record.unlink(missing_ok=True)  # tried again from the last good checkpoint
     device, record = pick_device(config.device), None
     with ExitStack() as stack:
         stop = stack.enter_context(postponed_signals())
@@ -279,5 +283,10 @@ def fit(task:Task,
         run.model.train()
         if config.compile: run.model.compile()
         watch = stack.enter_context(_watchers(run, '/'.join(filter(None, [*about.values(), f's{config.seed}']))))
-        if _loop(run, stop, watch, on_step): record = ranks.on_main(lambda: _write_record(run, {'id': run_id or config.id, **about}))
+        about = {'id': run_id or config.id, **about}
+        try: finished = _loop(run, stop, watch, on_step)
+        except TrainingError:
+            ranks.on_main(lambda: _write_record(run, about, {**run.now.metrics, 'diverged': 1.0}))
+            raise
+        if finished: record = ranks.on_main(lambda: _write_record(run, about, _final(run)))
     return record

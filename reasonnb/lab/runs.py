@@ -250,7 +250,7 @@ def _attempt(run:Run, env:dict, seconds:float, stop:threading.Event, force:threa
     if why and said['status'] != 'ok': said = {'status': why, 'error': {'killed': 'interrupted', 'timeout': f'not done after {seconds:g} s'}[why]}
     return said | {'peak_memory': peak}
 
-# %% ../../nbs/lab/01_runs.ipynb #8d835d22
+# %% ../../nbs/lab/01_runs.ipynb #b45e3c27
 def _write_status(run:Run, **fields) -> dict:
     from reasonnb.core.records import write_json  # imports torch, which the child does not need
     found = {'id': run.id} | fields
@@ -272,13 +272,18 @@ def _prepare(run:Run) -> int: # the step from which it may go on
     write_json(run.unfinished/'params.json', {'id': run.id, 'log': run.log, 'job': str(run.job), 'parameters': run.parameters()})
     return progress(run).get('step', 0)
 
+def _diverged(run:Run) -> bool:
+    "Did the training blow up and leave a record that says so? It failed, but that is a result."
+    record = _read(run.unfinished/'record.json')
+    return record.get('id') == run.id and bool(record['metrics'].get('diverged'))
+
 def _move_up(run:Run):
     "The new files take the places of the old ones; the record goes last."
     for path in sorted(run.unfinished.iterdir(), key=lambda path: path.name == 'record.json'):
         if path.name != '.lock': os.replace(path, run.folder/path.name)
     shutil.rmtree(run.unfinished)
 
-# %% ../../nbs/lab/01_runs.ipynb #c73c103a
+# %% ../../nbs/lab/01_runs.ipynb #1c0beb69
 def execute(run:Run, # from `plan`
             env:dict[str, str]|None=None, # added to the environment of the job, e.g. CUDA_VISIBLE_DEVICES
             seconds:float=0, # time allowed, 0 = any
@@ -300,7 +305,7 @@ def execute(run:Run, # from `plan`
                 said = _attempt(run, env or {}, seconds, stop, force, lock)
                 if said['status'] != 'no kernel': break
             if said['status'] == 'no kernel': said['status'] = 'failed'
-            if said['status'] == 'ok': _move_up(run)
+            if said['status'] == 'ok' or _diverged(run): _move_up(run)
             return _write_status(run, **said, **about, seconds=round(time.time() - start, 1))
     except (OSError, UserError) as e:  # the disk is full, or the folder is not ours
         error = said['error'] if said['status'] != 'ok' and said['error'] else str(e)
