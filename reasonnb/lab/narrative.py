@@ -15,15 +15,15 @@ from . import catalogue
 from .claims import ledger
 from .results import log_values
 
-# %% ../../nbs/lab/05d_narrative.ipynb #9244fc2f
+# %% ../../nbs/lab/05d_narrative.ipynb #bb5e2ab3
 def log_says(*slugs:str, # sections of a log
-            ) -> pd.DataFrame: # experiment, split, at, metric, value, of
+            ) -> pd.DataFrame: # by experiment: split, at, metric, value, of; numbers as text
     "Everything the log reports for some sections, as printed there."
     rows = log_values()
     for slug in slugs: catalogue.describe(slug)  # a mistyped one is named
     rows = rows[rows['slug'].isin(slugs)]
-    columns = [name for name in ('slug', 'split', 'at', 'metric', 'value', 'unit', 'of') if name in rows]
-    return rows[columns].rename(columns={'slug': 'experiment'}).reset_index(drop=True)
+    rows = rows.rename(columns={'slug': 'experiment'}).set_index('experiment')[['split', 'at', 'metric', 'value', 'of']]
+    return rows.assign(**{name: rows[name].map(lambda x: '' if pd.isna(x) else f'{x:g}') for name in ('value', 'of')})
 
 # %% ../../nbs/lab/05d_narrative.ipynb #3b53f00c
 def in_words(row, # of the ledger, with attributes
