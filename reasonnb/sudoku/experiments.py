@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'EXPERIMENTS', 'SYSTEM', 'SudokuConfig', 'balanced', 'make_splits', 'Boards', 'SudokuTask', 'hardest_bucket']
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #86da006b
+# %% ../../nbs/sudoku/09_experiments.ipynb #b10d389f
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,6 +20,7 @@ from .board import Box
 from .datasets import PuzzleSet, load, rating_groups, split_by_class
 from .evaluation import Evaluation, evaluate, failure_metrics, flat_metrics
 from .looped import LoopedTransformer, forward_flop, looped_loss
+from .symmetry import relabel_digits
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #8279615a
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def make_splits(config:SudokuConfig
     sides = dict(train=(train, config.train_puzzles), validation=(validation, config.validation_puzzles), test=(test, config.test_puzzles))
     return {name: side.sample(n, seed=0) if 0 < n < len(side) else side for name, (side, n) in sides.items()}
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #6aeb3b86
+# %% ../../nbs/sudoku/09_experiments.ipynb #f4cc4fcd
 class Boards:
     "The data of a run: the three sides, and batches of the training side."
     def __init__(self, config:SudokuConfig):
@@ -115,10 +116,7 @@ class Boards:
         rng = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
         picked = torch.randint(*self.phase(step), (self.config.batch_size,), generator=rng)
         puzzles, solutions = self.puzzles[picked], self.solutions[picked]
-        if self.config.relabel:
-            names = torch.rand(len(picked), self.box.N, generator=rng).argsort(1).to(torch.uint8) + 1
-            names = torch.cat([torch.zeros(len(picked), 1, dtype=torch.uint8), names], 1)
-            puzzles, solutions = names.gather(1, puzzles.long()), names.gather(1, solutions.long())
+        if self.config.relabel: puzzles, solutions = relabel_digits(self.box, len(picked), rng)(puzzles, solutions)
         return Batch(dict(puzzles=puzzles, solutions=solutions), (puzzles == 0).sum(1).float())
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #345997d8
