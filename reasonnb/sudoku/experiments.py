@@ -90,7 +90,7 @@ def make_splits(config:SudokuConfig
     sides = dict(train=(train, config.train_puzzles), validation=(validation, config.validation_puzzles), test=(test, config.test_puzzles))
     return {name: side.sample(n, seed=0) if 0 < n < len(side) else side for name, (side, n) in sides.items()}
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #7177b258
+# %% ../../nbs/sudoku/09_experiments.ipynb #53ce8439
 class Boards:
     "The data of a run: the three sides, and batches of the training side."
     def __init__(self, config:SudokuConfig):
@@ -112,8 +112,8 @@ class Boards:
         return first, last
 
     def batch(self, step:int) -> Batch: # puzzles, solutions `(batch, cells)` uint8
-        "Boards drawn with replacement, digits renamed if asked for; the same for the same step (and, a known defect, for every seed)."
-        rng = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
+        "Boards drawn with replacement, digits renamed if asked for; the same for the same seed and step."
+        rng = torch.Generator().manual_seed((self.config.seed * 0x9E3779B1 + step) % 2**32)
         picked = torch.randint(*self.phase(step), (self.config.batch_size,), generator=rng)
         puzzles, solutions = self.puzzles[picked], self.solutions[picked]
         if self.config.relabel: puzzles, solutions = relabel_digits(self.box, len(picked), rng)(puzzles, solutions)
