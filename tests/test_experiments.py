@@ -1,7 +1,7 @@
 """What a seed of a Sudoku run decides."""
 import torch
 from reasonnb.lab.catalogue import resolve
-from reasonnb.sudoku.experiments import SudokuTask
+from reasonnb.sudoku.tasks import SudokuTask
 
 
 def tasks(): return [SudokuTask(resolve('baseline', 'smoke', seed=seed)) for seed in (0, 3)]

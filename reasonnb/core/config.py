@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config', 'parse_override', 'parse_overrides',
-           'Experiment', 'System']
+           'Experiment', 'Against', 'System']
 
 # %% ../../nbs/core/00_config.ipynb #70964337
 import dataclasses, difflib, hashlib, json, math, shlex
@@ -181,7 +181,7 @@ def parse_overrides(text:str # 'lr=3e-4 steps=20', quotes keep blanks together
         found[name] = value
     return found
 
-# %% ../../nbs/core/00_config.ipynb #d470ec13
+# %% ../../nbs/core/00_config.ipynb #dbc43d27
 @dataclass(frozen=True)
 class Experiment:
     "A section of a log as code: what changes against `base` at every scale, and what more at some."
@@ -190,6 +190,12 @@ class Experiment:
     change: dict[str, Any] = field(default_factory=dict)  # field -> value, at every scale
     at: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> further changes
     note: str = ''  # what the reader must know, e.g. a deviation from the log
+
+@dataclass(frozen=True)
+class Against:
+    "A claim's own function together with the experiment to compare with, where `orderings.csv` names none or another one."
+    ask: Callable  # (records of the left side, records of `versus`) -> as for a plain function
+    versus: str  # slug
 
 @dataclass(frozen=True)
 class System:
@@ -202,4 +208,4 @@ class System:
     build: Callable[[Config], Any]  # config -> Task (core.trainer)
     job: str  # notebook under nbs/ that papermill runs
     metrics: dict[str, str] = field(default_factory=dict)  # metric of orderings.csv -> metric of records
-    claims: dict[str, Callable] = field(default_factory=dict)  # claim id -> predicate over records, for the relation 'holds'
+    claims: dict[str, Callable | Against] = field(default_factory=dict)  # claim id -> its own function over records

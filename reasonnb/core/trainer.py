@@ -22,11 +22,12 @@ from .optimizers import EMA, make_optimizer
 from .records import Reporter, RunFolder, environment, make_record, mirror, read_json, write_json
 from .schedules import lr_at
 
-# %% ../../nbs/core/06_trainer.ipynb #90715a3f
+# %% ../../nbs/core/06_trainer.ipynb #3126b7df
 class Task(Protocol):
     """What a system implements for the trainer. Optional: `test() -> dict[str, float]` (the final metrics, measured once,
     on data that `evaluate` never sees; without it the last evaluation is final), `describe() -> dict` (params, data,
-    protocol, flop_per_item for the record) and `parallel = True` (asks for data parallelism under torchrun)."""
+    protocol, flop_per_item for the record), `parallel = True` (asks for data parallelism under torchrun), and a pair
+    `state_dict`, `load_state_dict` of a task that changes while it trains (tensors and plain values, kept in each checkpoint)."""
     model: nn.Module
 
     def batch(self, step:int) -> Batch:
@@ -154,11 +155,16 @@ def evaluate(run:Run):
         raise
     now.evaluated = now.step
 
-# %% ../../nbs/core/06_trainer.ipynb #07e8ea73
+# %% ../../nbs/core/06_trainer.ipynb #5972e3b8
+def _parts(run:Run) -> list[tuple]: # (name, object with state_dict and load_state_dict)
+    "What a checkpoint holds besides progress and noise; a task counts if it keeps a state."
+    parts = [(name, getattr(run, name)) for name in ('model', 'optimizer', 'ema')] + [('task', run.task if hasattr(run.task, 'state_dict') else None)]
+    return [(name, part) for name, part in parts if part is not None]
+
 def save(run:Run):
     "Write the checkpoint: everything that the rest of the run depends on."
     noise, now = run.ranks.gather(rng_state()), run.now
-    parts = {name: part.state_dict() for name in ('model', 'optimizer', 'ema') if (part := getattr(run, name))}
+    parts = {name: part.state_dict() for name, part in _parts(run)}
     state = {'config': run.config.to_dict(), 'now': {**vars(now), 'seconds': run.seconds}, 'noise': noise, **parts}
     run.ranks.on_main(lambda: run.folder.save(run.folder.checkpoint, state))
     now.saved = (now.step, now.evaluated)
@@ -170,8 +176,7 @@ def restore(run:Run):
     else:
         free = () if state['now']['best'] else ('best_metric', 'best_mode')  # a misspelt metric must be mendable
         check_same_config(run.config, state['config'], run.folder.path, free)
-        for name in ('model', 'optimizer', 'ema'):
-            if part := getattr(run, name): part.load_state_dict(state[name])
+        for name, part in _parts(run): part.load_state_dict(state[name])
         run.now = Progress(**state['now'])
         run.now.sums = {name: total.to(run.device) for name, total in run.now.sums.items()}
         if rank < len(state['noise']): set_rng_state(state['noise'][rank])

@@ -6,14 +6,14 @@
 __all__ = ['VERDICTS', 'SEEDS', 'NEEDS_FUNCTION', 'LEDGER_COLUMNS', 'Finding', 'judge', 'tolerance', 'judge_none', 'judge_events',
            'diverged', 'collapsed', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger']
 
-# %% ../../nbs/lab/04_claims.ipynb #f1560940
+# %% ../../nbs/lab/04_claims.ipynb #829b0681
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from ..core.config import UserError, unknown
+from ..core.config import Against, UserError, unknown
 from ..core.records import atomic
 from ..core.statistics import Interval, difference, wilson
 from . import catalogue
@@ -100,14 +100,16 @@ rl_engram_lt_baseline_midrun rl_resume_spike_haar rl_resume_spike_engram rl_engr
 rl_gnorm_haar_small rl_ramp_safer rl_low_peak_safer rl_plateau_before_decay rl_mtp_ratio_constant rl_engram_loss_equals_h
 rl_baseline_best_not_final rl_init_near_uniform rl_lr_extension rl_loop_slow rl_vram_bound eq_flat_top""".split())
 
-# %% ../../nbs/lab/04_claims.ipynb #198dd077
+# %% ../../nbs/lab/04_claims.ipynb #e016737b
 class _NotRun(Exception):
     "What is missing for a verdict."
 
 def _side(records:pd.DataFrame, slug:str, scale:str) -> pd.DataFrame:
     "The runs of one side; says what is missing if there are none."
     try: runs = runs_of(records, slug, scale)
-    except UserError: raise _NotRun(f'no config yet: {slug}') from None
+    except UserError:
+        outside = dict(zip(catalogue.sections()['slug'], catalogue.sections()['kind'])).get(slug) == 'benchmark'
+        raise _NotRun(f'{slug} is a published result on a data set of its own; quoted, not rerun' if outside else f'no config yet: {slug}') from None
     if len(runs): return runs
     other = ((records['experiment'] == slug) & (records['scale'] == scale)).sum()
     raise _NotRun(f'no runs of {slug} at {scale}' + (f' as catalogued ({other} with changes)' if other else ''))
@@ -161,7 +163,7 @@ def _event(claim:dict, metric:str, left:pd.DataFrame, truths:list|None) -> Findi
     verdict, share = judge_events(truths)
     return Finding(verdict, *share, len(truths), 0)
 
-# %% ../../nbs/lab/04_claims.ipynb #d675ba0f
+# %% ../../nbs/lab/04_claims.ipynb #1da5b40e
 def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     "One row of `orderings.csv` against the runs; raises _NotRun or KeyError (a metric no run reports)."
     system = next((system for system in catalogue.systems() if claim['log'] in system.logs), None)
@@ -172,11 +174,11 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     if own and claim['status'] == 'code':
         return Finding('holds' if own([], []) else 'contradicted', reason='a check, needs no runs')
     left = _side(records, claim['left'], scale)
-    versus = '' if _number(claim['right']) is not None else claim['right']
+    versus = own.versus if isinstance(own, Against) else '' if _number(claim['right']) is not None else claim['right']
     right = _side(records, versus, scale) if versus else None
     if not own and versus and set(left['path']) == set(right['path']):
         return Finding('undecided', n_left=len(left), n_right=len(right), reason='same configuration')
-    values = _ask(own, left, right) if own else None
+    values = _ask(own.ask if isinstance(own, Against) else own, left, right) if own else None
     metric = system.metrics.get(claim['metric'], claim['metric'])
     if relation == 'solves_none': found = _none(claim, metric, left, values)
     elif relation in ('holds', 'diverges', 'collapses'): found = _event(claim, metric, left, values)

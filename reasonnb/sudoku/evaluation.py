@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'flat_metrics', 'failure_metrics', 'by_rating']
 
-# %% ../../nbs/sudoku/08_evaluation.ipynb #dd37143f
+# %% ../../nbs/sudoku/08_evaluation.ipynb #1ab0ae6e
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 from ..core.config import UserError
 from ..core.statistics import wilson
 from .datasets import rating_groups
-from .looped import LoopedTransformer
+from .looped import Looped
 
-# %% ../../nbs/sudoku/08_evaluation.ipynb #c1d4db42
+# %% ../../nbs/sudoku/08_evaluation.ipynb #b92650d5
 @dataclass(frozen=True)
 class Evaluation:
     "Counts of one network on one set of puzzles, per iteration and puzzle."
@@ -28,6 +28,7 @@ class Evaluation:
     blanks:np.ndarray # blanks of each puzzle, `(puzzles,)`
     ratings:np.ndarray # guesses a solver needs, `(puzzles,)`
     loss:np.ndarray # nats per blank, `(iterations,)`
+    answer_size:np.ndarray|None=None # root mean square of a prediction state that adds up, `(iterations,)`
 
     @property
     def solved(self) -> np.ndarray: # bool `(iterations, puzzles)`
@@ -39,9 +40,9 @@ class Evaluation:
         if iterations not in self.iterations: raise UserError(f'not evaluated at {iterations} iterations, only at {self.iterations}')
         return self.iterations.index(iterations)
 
-# %% ../../nbs/sudoku/08_evaluation.ipynb #dc570379
+# %% ../../nbs/sudoku/08_evaluation.ipynb #ec76122a
 @torch.no_grad()
-def evaluate(model:LoopedTransformer, # left in the mode it was in
+def evaluate(model:Looped, # left in the mode it was in
              puzzles:Tensor, # `(n, cells)`, 0 = blank
              solutions:Tensor, # `(n, cells)`
              ratings:np.ndarray, # `(n,)`
@@ -51,23 +52,27 @@ def evaluate(model:LoopedTransformer, # left in the mode it was in
     "Run the loop once and look at it on the way. The answers are used for counting alone, after the network has answered."
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    rights, changes, losses = [], [], []
+    rights, changes, losses, sizes, adds_up = [], [], [], [], getattr(model, 'answer', 'head') != 'head'
     for puzzle, solution in zip(puzzles.split(batch_size), solutions.split(batch_size)):
         puzzle, target = puzzle.to(device), solution.to(device).long() - 1
-        right, change, loss, blank, before = [], [], [], puzzle == 0, torch.full_like(target, -1)
-        for step, logits in zip(range(1, max(iterations) + 1), model.iterate(puzzle)):
+        right, change, loss, size, blank, before, state = [], [], [], [], puzzle == 0, torch.full_like(target, -1), model.start(puzzle)
+        for step in range(1, max(iterations) + 1):
+            logits, state = model.step(state)
             answer, before = logits.argmax(-1), before if step == 1 else answer
             if step not in iterations: continue
             right.append(((answer == target) & blank).sum(-1))
             change.append(((answer != before) & blank).any(-1))
             loss.append((torch.nn.functional.cross_entropy(logits.float().movedim(-1, 1), target, reduction='none') * blank).sum())
-        for kept, new in ((rights, right), (changes, change), (losses, loss)): kept.append(torch.stack(new).cpu())
+            if adds_up: size.append(state.prediction.pow(2).mean(-1).sum())
+        for kept, new in ((rights, right), (changes, change), (losses, loss), (sizes, size)):
+            if new: kept.append(torch.stack(new).cpu())
     model.train(training)
     blanks = (puzzles == 0).sum(-1).cpu().numpy()
     return Evaluation(tuple(sorted(set(iterations))), torch.cat(rights, 1).numpy(), torch.cat(changes, 1).numpy(), blanks, np.asarray(ratings),
-                      torch.stack(losses).sum(0).numpy() / max(blanks.sum(), 1))
+                      torch.stack(losses).sum(0).numpy() / max(blanks.sum(), 1),
+                      (torch.stack(sizes).sum(0) / puzzles.numel()).sqrt().numpy() if adds_up else None)
 
-# %% ../../nbs/sudoku/08_evaluation.ipynb #600fb0c6
+# %% ../../nbs/sudoku/08_evaluation.ipynb #93655b81
 def flat_metrics(found:Evaluation, # counts
                  main:int, # iterations that give the headline numbers
                 ) -> dict[str, float]: # name -> value
@@ -78,6 +83,7 @@ def flat_metrics(found:Evaluation, # counts
     for i, n in enumerate(found.iterations):
         metrics[f'puzzle_accuracy@{n}'] = float(found.solved[i].mean())
         metrics[f'cell_accuracy@{n}'] = float(found.right[i].sum() / max(found.blanks.sum(), 1))
+        if found.answer_size is not None: metrics[f'answer_size@{n}'] = float(found.answer_size[i])
     for name, member in rating_groups(found.ratings).items():
         if not member.any(): continue
         metrics[f'puzzle_accuracy/rating_{name}'] = float(found.solved[row, member].mean())
