@@ -169,7 +169,7 @@ def hours(ours, theirs):
     "Hours of the runs."
     return tuple([r['seconds'] / 3600 for r in side] for side in (ours, theirs))
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #2e2e4b06
+# %% ../../nbs/sudoku/08d_claims.ipynb #e0e244ac
 CLAIMS = {
     'st_recur_hard_gain': gains(), 'st_fail_peak4': early_best,
     'st_seed_variance': seed_gaps(.2), 'st_repeat_noise': seed_gaps(0.), 'st_bucket_mean_is_total': buckets_make_total,
@@ -185,7 +185,8 @@ CLAIMS = {
     'st_mixer_hard_lower': bucket('hardest'), 'st_mixer_easy_higher': bucket('rating_1-2'),
     'st_scale_up_early': moments(1/14), 'st_phase_scaling': moments(1., 1/7), 'st_regular_drops': change(.8), 'st_regular_early_lead': moments(.2),
     'st_bs4096_monotone': rises, 'st_warmup_always_ahead': smallest_lead, 'st_plateau': late_gain_within_noise,
-    'st_cosine_gain_grows': Against(gain_grows, 'warmup'), 'st_cosine_shrinks_curriculum_gap': Against(gap(.026), 'cosine'),
+    'st_cosine_gain_grows': Against(gain_grows, 'warmup'), 'st_cosine_shrinks_curriculum_gap': Against(gap(.026), 'cosine_reverse'),
+    'st_cosine_mixed_same': Against(bucket('all'), 'cosine_reverse'), 'st_cosine_regular_lt': Against(bucket('all'), 'cosine_reverse'),
     'st_no_sam_same': Against(bucket('all'), 'sam_post_cosine'), 'st_no_sam_faster': Against(hours, 'sam_post_cosine'),
     'st_sam_gain_shrinks': Against(lead(.06), 'cosine_no_sam'), 'st_sam_time': hours, 'st_sam_smaller_finish_drop': finish_drop,
     'st_carry_diverges': loss_explodes, 'st_140k_lt': moments(95/140, 1.),

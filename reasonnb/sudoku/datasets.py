@@ -293,8 +293,8 @@ def _fingerprint(path:Path) -> list:
         ends += file.read()
     return [path.name, about.st_size, about.st_mtime_ns, hashlib.sha256(ends).hexdigest()]
 
-# %% ../../nbs/sudoku/06_datasets.ipynb #34a5ed98
-def load(name:str='generated', # 'generated', 'public:LIST,LIST', 'sudoku_extreme:train', 'kaggle_3m', 'kaggle_9m', 'kaggle_1m' or a path
+# %% ../../nbs/sudoku/06_datasets.ipynb #c4b96b7a
+def load(name:str='generated', # 'generated', 'generated:CLUES', 'public:LIST,LIST', 'sudoku_extreme:train', 'kaggle_3m', 'kaggle_9m', 'kaggle_1m' or a path
          box:Box=Box(3, 3), # box shape
          n:int|None=None, # puzzles; None: all of a list, 20,000 generated ones
          clues:int|None=None, # clues of generated puzzles; None: minimal ones
@@ -304,7 +304,10 @@ def load(name:str='generated', # 'generated', 'public:LIST,LIST', 'sudoku_extrem
          data=None, # a folder to use instead of REASONNB_DATA and data/
         ) -> PuzzleSet: # memory-mapped
     "A set of puzzles, converted and cached on first use; faulty rows are left out, warned about and listed in `.report`."
-    if name == 'generated':
+    kind, _, part = name.partition(':')
+    if kind == 'generated':
+        if part and not part.isdigit(): raise UserError(f'{name!r}: say generated, or generated:12 for boards of 12 clues')
+        clues = int(part) if part else clues
         n, what = 20_000 if n is None else n, 'minimal' if clues is None else f'{clues} clues'
         if n < 1: raise UserError(f'n={n}: at least one puzzle must be generated')
         key = f"generated-{box}-{what.replace(' ', '-')}-n{n}-s{seed}-{hashlib.sha256(f'{_VERSION} {_code()}'.encode()).hexdigest()[:12]}"

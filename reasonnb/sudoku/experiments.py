@@ -48,10 +48,10 @@ FIRST = (
 POSITION_STUDY = tuple(Experiment(f'pos_{kind}', 'baseline', dict(position=kind), note="From the log's separate position study.")
                        for kind in ('row_col', 'cells', 'relative', 'alibi'))
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #cf453380
+# %% ../../nbs/sudoku/09_experiments.ipynb #4f31b47a
 _PLAIN = dict(schedule='constant', warmup=0, lr=4e-3, steps=600, eval_every=50)
 _RATED = dict(puzzles=600_000, train_puzzles=40_000, balanced_train=(0., 1.), balanced_test=(0., 1., 3.), validation_puzzles=300,
-              answer_iterations=16, steps=600, eval_every=50)
+              answer_iterations=16, steps=900, eval_every=75)
 _SIX_LEVELS = dict(difficulty=ALL, train_puzzles=600_000, balanced_train=(0., 1., 2., 3., 4., 5.), test_puzzles=6_000, balanced_test=(0., 1., 2., 3., 4., 5.))
 LEVELS = (
     Experiment('batch_scaling_easy', 'baseline', at=at(dict(precision='bfloat16'), _PLAIN | dict(batch_size=8)), note='The common recipe of the study.'),
@@ -69,15 +69,16 @@ LEVELS = (
                'log': dict(train_puzzles=0, balanced_train=(), phases=((0., 3., 1e9),)), 'laptop': dict(train_puzzles=40_000, phases=((0., 1., 1e9),))}),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #308aaffd
+# %% ../../nbs/sudoku/09_experiments.ipynb #18e43ba8
 _HARD_FIRST = ((0., 3., 1e9), (.2, 2., 1e9), (.4, 1., 1e9), (.6, 0., 1e9))  # Kaggle difficulty
 _EASY_FIRST = ((0., 0., 1.), (.2, 0., 2.), (.4, 0., 3.), (.6, 0., 4.), (.8, 0., 1e9))
-_LAPTOP_HARD, _LAPTOP_EASY = ((0., 1., 1e9), (.4, 0., 1e9)), ((0., 0., 0.), (.4, 0., 1e9))
+_LAPTOP_HARD, _LAPTOP_EASY = ((0., 1., 1e9), (.25, 0., 1e9)), ((0., 0., 0.), (.25, 0., 1e9))
 _MIXED_RECIPE = dict(difficulty=ALL, train_puzzles=0, test_puzzles=2_500, balanced_test=(0., 1., 2., 3., 4.), batch_size=512, sam_rho=0.05,
                      precision='bfloat16')
-_PLAIN_BOARDS = back_to_scale('phases', 'puzzles', 'train_puzzles', 'balanced_train', 'balanced_test', 'validation_puzzles', 'answer_iterations', 'steps', 'eval_every')
+_CONSTANT = dict(schedule='constant', warmup=0, lr=4e-3)
+_PLAIN_BOARDS = back_to_scale('schedule', 'warmup', 'lr', 'phases', 'puzzles', 'train_puzzles', 'balanced_train', 'balanced_test', 'validation_puzzles', 'answer_iterations', 'steps', 'eval_every')
 ORDER = (
-    Experiment('curriculum_mixed', '', at=at(_MIXED_RECIPE, _RATED), note="SAM's radius is not in the log; 0.05 is the paper's."),
+    Experiment('curriculum_mixed', '', at=at(_MIXED_RECIPE, _RATED | _CONSTANT), note="SAM's radius is not in the log; 0.05 is the paper's."),
     Experiment('curriculum_study', 'curriculum_mixed', note='The common recipe of the study.'),
     Experiment('curriculum_easy_hard', 'curriculum_mixed', at={scale: dict(phases=_LAPTOP_EASY) for scale in OFF_LOG} | {'log': dict(phases=_EASY_FIRST)}),
     Experiment('curriculum_reverse', 'curriculum_mixed', at={scale: dict(phases=_LAPTOP_HARD) for scale in OFF_LOG} | {'log': dict(phases=_HARD_FIRST)}),
@@ -104,20 +105,20 @@ NOTES = (
     Experiment('norm_pred', 'recur_add', dict(answer='residual_norm')),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #be7bc2f6
+# %% ../../nbs/sudoku/09_experiments.ipynb #e5f2a62a
 _EXTREME = dict(data='sudoku_extreme:train', train_puzzles=2_700_000, test_puzzles=25_000, balanced_test=(0., 1., 3., 11., 51.),
                 phases=((0., 51., 1e9), (.2, 11., 1e9), (.4, 1., 1e9), (.6, 0., 1e9)), steps=70_000, transfer='kaggle_3m', transfer_balanced=(0., 1., 2., 3., 4.))
 _TO_EXTREME = at(dict(transfer='sudoku_extreme:test', transfer_balanced=(0., 1., 3., 11., 51.)),
-                 dict(transfer='generated', transfer_puzzles=600_000, transfer_balanced=(0., 1., 3.), answer_iterations=16, steps=600, eval_every=50))
-_SMALL_BATCH = dict(schedule='constant', warmup=0, lr=4e-3, batch_size=16)
+                 dict(data='generated:12', transfer='generated', transfer_puzzles=30_000, steps=700))
+_SMALL_BATCH = _CONSTANT | dict(batch_size=16)
 DOMAINS = (
     Experiment('eval_extreme_baseline', 'recur_baseline', at=_TO_EXTREME),
     Experiment('eval_extreme_recur_add', 'recur_add', at=_TO_EXTREME),
     Experiment('kaggle_on_extreme', 'no_x_after_init', at=_TO_EXTREME | {'laptop': _TO_EXTREME['laptop'] | _SMALL_BATCH}),
     Experiment('extreme_400k', 'kaggle_on_extreme', at=at(_EXTREME | dict(data='sudoku_extreme:test', train_puzzles=400_000, test_puzzles=22_000, steps=100_000),
-               _RATED | dict(train_puzzles=4_000, phases=_LAPTOP_HARD, transfer_puzzles=30_000, transfer_balanced=())),
+               dict(data='generated', transfer='generated:12', train_puzzles=4_000)),
                note='The log took its 400 thousand boards from the test split before it knew of another.'),
-    Experiment('extreme_2_7m', 'extreme_400k', at=at(_EXTREME, dict(train_puzzles=40_000))),
+    Experiment('extreme_2_7m', 'extreme_400k', at=at(_EXTREME, dict(train_puzzles=0))),
     Experiment('mlp_mixer', 'extreme_2_7m', dict(mixing='mlp')),
     Experiment('scale_down', 'extreme_2_7m', at=at(dict(d_model=64, layers=2, heads=2, d_ff=256), dict(d_model=24, layers=1, d_ff=96))),
     Experiment('scale_up_accum', 'extreme_2_7m', at=at(dict(d_model=256, layers=8, heads=8, d_ff=1024, accumulate=4), dict(d_model=72, layers=3, d_ff=288, accumulate=4))),
@@ -125,21 +126,21 @@ DOMAINS = (
     Experiment('scale_wide', 'scale_up_true_bs', at=at(dict(d_model=512, layers=4, d_ff=2048), dict(d_model=90, layers=2, d_ff=360)),
                note='The number of heads is not in the log; 8 as in the deep one.'),
     Experiment('bs2048', 'extreme_2_7m', at=at(dict(batch_size=2048), dict(batch_size=24))),
-    Experiment('bs4096', 'bs2048', at=at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer=''))),
+    Experiment('bs4096', 'bs2048', at=at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer='', transfer_puzzles=0))),
     Experiment('bs_scaling_extreme', 'bs4096', note='The study; its largest batch.'),
-    Experiment('bs4096_reverse_scaled', 'bs4096', at=at(dict(steps=10_000), dict(steps=300, eval_every=30))),
+    Experiment('bs4096_reverse_scaled', 'bs4096', at=at(dict(steps=10_000), _RATED | dict(steps=350, eval_every=35, phases=_LAPTOP_HARD))),
     Experiment('curriculum_large_batch', 'bs4096_reverse_scaled', note='The study; its better half.'),
     Experiment('bs4096_regular_scaled', 'bs4096_reverse_scaled', at={scale: dict(phases=_LAPTOP_EASY) for scale in OFF_LOG} | {
                'log': dict(phases=((0., 0., 2.), (.2, 0., 10.), (.4, 0., 50.), (.6, 0., 1e9)))}),
     Experiment('trm_nested', 'bs4096', dict(network='nested', weight_decay=1.), at(dict(d_model=512, layers=2, lr=1e-4, iterations=1),
-               dict(iterations=1, layers=1, answer_iterations=4, test_iterations=(4, 8), lr=2e-3), dict(iterations=1)),
+               dict(iterations=1, layers=1, test_iterations=(2, 4, 8), lr=2e-3), dict(iterations=1)),
                note='How many supervised iterations the log used is not said; one, as its gradient-free outer cycles suggest.'),
     Experiment('trm_exact', 'trm_nested', dict(relabel=True, schedule='constant'), at(dict(train_puzzles=1_000, iterations=16, ema=0.999, warmup=2_000),
-               dict(train_puzzles=200, iterations=3, ema=0.99, steps=300)),
+               dict(train_puzzles=200, iterations=3, ema=0.99, steps=350)),
                note='One update for all supervised iterations instead of one each, and no boards that stay: see the section Carry.'),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #7305f8c9
+# %% ../../nbs/sudoku/09_experiments.ipynb #5ae1b2b2
 LADDER = (
     Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=30))),
     Experiment('insight18_stable60k', 'warmup', note='A remark on curves without decay; the curve of this one.'),
@@ -148,20 +149,21 @@ LADDER = (
     Experiment('ema_warmup', 'warmup', at=at(dict(ema=0.999), dict(ema=0.9))),
     Experiment('cosine', 'warmup', dict(schedule='cosine')),
     Experiment('sam_post_cosine', 'cosine', dict(sam_rho=0.05)),
-    Experiment('cosine_mixed', 'cosine', dict(phases=())),
-    Experiment('cosine_regular', 'cosine', at={scale: dict(phases=_LAPTOP_EASY) for scale in OFF_LOG} | {
+    Experiment('cosine_reverse', 'cosine', at=at(laptop=_RATED | dict(lr=8e-3, phases=_LAPTOP_HARD)), note='The log has no name of its own for it.'),
+    Experiment('cosine_mixed', 'cosine_reverse', dict(phases=())),
+    Experiment('cosine_regular', 'cosine_reverse', at={scale: dict(phases=_LAPTOP_EASY) for scale in OFF_LOG} | {
                'log': dict(phases=((0., 0., 2.), (.2, 0., 10.), (.4, 0., 50.), (.6, 0., 1e9)))}),
     Experiment('cosine_no_sam', 'cosine', dict(sam_rho=0.)),
     Experiment('cosine_pos_once', 'cosine_no_sam', dict(once=('puzzle', 'position'))),
     Experiment('cosine_wd1', 'cosine_no_sam', dict(weight_decay=1.)),
     Experiment('cosine_gelu', 'cosine_no_sam', dict(activation='gelu')),
     Experiment('cosine_relu2', 'cosine_no_sam', dict(activation='relu2')),
-    Experiment('cosine_140k', 'cosine_no_sam', at=at(dict(steps=140_000), dict(steps=1_200, eval_every=100))),
-    Experiment('cosine_50k', 'cosine_no_sam', at=at(dict(steps=50_000, warmup=1_400), dict(steps=430, warmup=21))),
+    Experiment('cosine_140k', 'cosine_no_sam', at=at(dict(steps=140_000), dict(steps=1_400, eval_every=100))),
+    Experiment('cosine_50k', 'cosine_no_sam', at=at(dict(steps=50_000, warmup=1_400), dict(steps=500, warmup=21))),
     Experiment('cosine_ema_live', 'cosine_no_sam', note='Averaging does not touch the live weights, so this is the run without.'),
     Experiment('cosine_ema_shadow', 'cosine_ema_live', at=at(dict(ema=0.999), dict(ema=0.9))),
     Experiment('cosine_ema', 'cosine_ema_shadow'),
-    Experiment('bs8192_oom', 'cosine_50k', at=at(dict(batch_size=8192, steps=25_000, warmup=700), dict(batch_size=64, steps=215, warmup=10, eval_every=43))),
+    Experiment('bs8192_oom', 'cosine_50k', at=at(dict(batch_size=8192, steps=25_000, warmup=700), dict(batch_size=64, steps=250, warmup=10, eval_every=50))),
     Experiment('bs8192_alt1_accum', 'bs8192_oom', dict(accumulate=2)),
     Experiment('cosine_50k_1m', 'cosine_50k', at=at(dict(d_model=144, d_ff=576), dict(d_model=54, d_ff=216))),
 )
