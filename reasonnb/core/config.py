@@ -181,7 +181,7 @@ def parse_overrides(text:str # 'lr=3e-4 steps=20', quotes keep blanks together
         found[name] = value
     return found
 
-# %% ../../nbs/core/00_config.ipynb #dbc43d27
+# %% ../../nbs/core/00_config.ipynb #eaf176f7
 @dataclass(frozen=True)
 class Experiment:
     "A section of a log as code: what changes against `base` at every scale, and what more at some."
@@ -197,7 +197,7 @@ class Against:
     ask: Callable  # (records of the left side, records of `versus`) -> as for a plain function
     versus: str  # slug
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     "Everything the house knows of one system: how its experiments resolve, and how to build the task of one."
     name: str

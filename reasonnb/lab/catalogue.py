@@ -106,18 +106,20 @@ def resolve(slug:str, # of an experiment
         fields |= experiment.change | experiment.at.get(scale, {})
     return system.config.from_dict(fields | overrides)
 
-# %% ../../nbs/lab/00_catalogue.ipynb #9b8000df
+# %% ../../nbs/lab/00_catalogue.ipynb #2d63d43b
+@lru_cache
+def _firsts(system:System, scale:str) -> dict[str, str]: # id of a config -> the first slug that has it
+    found = {}
+    for experiment in system.experiments:
+        try: found.setdefault(resolve(experiment.slug, scale).id, experiment.slug)
+        except UserError: continue  # another experiment's trouble is not this one's
+    return found
+
 def canonical(slug:str, # of an experiment
               scale:str='smoke',
              ) -> str: # a slug of the same system
     "The first experiment with the same settings: two slugs with one config are one experiment."
-    system, wanted = system_of(slug), resolve(slug, scale)
-    for experiment in system.experiments:
-        if experiment.slug == slug: break
-        try: same = resolve(experiment.slug, scale) == wanted
-        except UserError: continue  # another experiment's trouble is not this one's
-        if same: return experiment.slug
-    return slug
+    return _firsts(system_of(slug), scale).get(resolve(slug, scale).id, slug)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #21124de2
 def missing(log:str|None=None, # one log, or None for all
