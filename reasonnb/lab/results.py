@@ -126,7 +126,7 @@ def table(records:pd.DataFrame, # from `load_records`
                      _text(first['data']), _text(first['protocol']), first['flop_per_item'], group['seconds'].mean()])
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
-# %% ../../nbs/lab/03_results.ipynb #bfd8b105
+# %% ../../nbs/lab/03_results.ipynb #0cf73a73
 def _rank(at:str) -> tuple: # sorts first what should be quoted first
     "Order of the labels a log prints a value under."
     for rank, prefix in enumerate(('final', 'final (', 'total', 'total (', 'peak', 'summary table', 'average')):
@@ -145,7 +145,8 @@ def _log_values(path:str, changed:float) -> tuple: # as `_printed`
     counts = (frame['metric'] == 'solved') & (frame['of'] != '')
     numbers = pd.to_numeric(frame['value'], errors='coerce')
     digits = frame['value'].str.extract(r'\.(\d+)')[0].str.len().fillna(0).astype(int)
-    frame['slack'] = np.where(counts, 0., .5*10.**-digits)
+    shares = frame['metric'].str.contains('accuracy') & (numbers.abs() <= 1)  # printed in percent with one digit; the table dropped trailing zeros
+    frame['slack'] = np.where(counts, 0., np.where(shares, np.minimum(.5*10.**-digits, .0005), .5*10.**-digits))
     frame['of'] = pd.to_numeric(frame['of'], errors='coerce')
     frame['value'] = np.where(counts, numbers/frame['of'], numbers)
     frame.loc[counts, 'metric'] = 'puzzle_accuracy'
