@@ -1,6 +1,6 @@
 """Speed of a training step of the looped transformer: against a plain encoder loop, and against the device's limit.
 
-    python benchmarks/looped.py [--scale laptop|h200|log] [--device auto|cpu|cuda]
+    python benchmarks/looped.py [--scale laptop|h200|log] [--device cpu|cuda] [--batch N] [--steps N] [--compile]
 
 Same weights, same arithmetic, same optimizer on both sides; that the losses stay equal over a few steps is asserted.
 Both take turns in every round; the ratio is the median over rounds, its spread the quartiles.
@@ -30,7 +30,9 @@ from reasonnb.sudoku.looped import LoopedTransformer, forward_flop, looped_loss
 class Shape:
     "Size of the network and of a batch."
     box: tuple[int, int]; batch: int; d_model: int = 128; layers: int = 4; heads: int = 4; d_ff: int = 512; iterations: int = 16
-    def __str__(self): return f'{self.box[0] * self.box[1]}x{self.box[0] * self.box[1]} batch {self.batch} d_model {self.d_model} x{self.layers} iterations {self.iterations}'
+    def __str__(self):
+        n = self.box[0] * self.box[1]
+        return f'{n}x{n} batch {self.batch} d_model {self.d_model} x{self.layers} iterations {self.iterations}'
 
 small = partial(Shape, d_model=48, layers=2, heads=3, d_ff=192, iterations=6)
 SHAPES = {'laptop': [small((2, 3), 32), small((3, 3), 24)], 'h200': [Shape((3, 3), 2048)], 'log': [Shape((3, 3), 4096), Shape((3, 3), 2048)]}
@@ -117,27 +119,26 @@ def limit(device, dtype) -> dict[str, float]:
     return {name: 2 * n**3 / min(clock(call, repeats) for _ in range(7)) for name, call in calls.items()}
 
 
-KINDS = {'attention': ('scaled_dot_product', 'flash', 'fmha'), 'matmul': ('mm', 'linear_pointwise', 'gemm', 'cutlass', 'nvjet'), 'norm': ('layer_norm',),
+KINDS = {'attention': ('scaled_dot_product', 'flash', 'fmha'), 'matmul': ('mm', 'linear_pointwise', 'onednn'), 'norm': ('layer_norm',),
          'activation': ('threshold', 'clamp_min', 'relu'), 'softmax, loss': ('softmax', 'nll'), 'optimizer': ('adam', 'optimizer', 'foreach'),
          'copies': ('copy', 'cat', 'stack', 'fill', 'empty', 'clone'), 'sums': ('add', 'sum', 'reduce')}
 
-def where_time_goes(step, device, runs:int=3, of:int=10) -> tuple[dict, list]: # share by kind of work, the top operations
-    "Shares of the time inside operations, the quickest of a few runs."
+def where_time_goes(step, device, runs:int=10, of:int=10) -> tuple[dict, list]: # share by kind of work, the top operations
+    "Shares of the time inside operations, each the quickest of a few runs: a run is interrupted now and then."
     def self_time(e): return e.self_device_time_total if device == 'cuda' else e.self_cpu_time_total
-    best = None
+    quickest, calls, kinds = {}, {}, {}
     for _ in range(runs):
-        with profile(activities=[ProfilerActivity.CUDA if device == 'cuda' else ProfilerActivity.CPU], acc_events=True) as recorded: step()
-        events = [e for e in recorded.key_averages() if self_time(e) > 0 and e.device_type == DeviceType.CPU]  # kernels are counted with their operation
-        total = sum(map(self_time, events))
-        if best is None or total < best[0]: best = total, events
-    total, events = best
-    kinds = {}
-    for e in events:
-        kind = next((kind for kind, words in KINDS.items() if any(word in e.key.lower() for word in words)), 'rest')
-        kinds[kind] = kinds.get(kind, 0) + self_time(e) / total
-    top = sorted(events, key=self_time, reverse=True)[:of]
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda'), acc_events=True) as recorded: step()
+        for e in recorded.key_averages():
+            if e.device_type != DeviceType.CPU: continue  # kernels are counted with their operation
+            quickest[e.key], calls[e.key] = min(quickest.get(e.key, float('inf')), self_time(e)), e.count
+    total = sum(quickest.values())
+    for op, t in quickest.items():
+        kind = next((kind for kind, words in KINDS.items() if any(word in op.lower() for word in words)), 'rest')
+        kinds[kind] = kinds.get(kind, 0) + t / total
+    top = sorted(quickest, key=quickest.get, reverse=True)[:of]
     return ({k: round(v, 3) for k, v in sorted(kinds.items(), key=lambda kv: -kv[1])},
-            [dict(op=e.key[:80], calls=e.count, share=round(self_time(e) / total, 3)) for e in top])
+            [dict(op=op[:80], calls=calls[op], share=round(quickest[op] / total, 3)) for op in top])
 
 
 def race(ours:Step, peer:Step, device, rounds, steps) -> dict:
@@ -161,7 +162,8 @@ def contestants(compiled:bool) -> dict[str, Callable]: # name -> what makes the 
         for block in model.blocks: block.compile()
         return model
     ways = {'reasonnb': lambda model: model}
-    if compiled: ways |= {'reasonnb compiled': torch.compile, 'reasonnb blocks compiled': blocks, 'reasonnb CUDA graph': partial(torch.compile, mode='reduce-overhead')}
+    graph = partial(torch.compile, mode='reduce-overhead')
+    if compiled: ways |= {'reasonnb compiled': torch.compile, 'reasonnb blocks compiled': blocks, 'reasonnb CUDA graph': graph}
     return ways
 
 
@@ -199,9 +201,12 @@ def processor() -> str:
 
 
 def show(row):
-    if 'error' in row: print(f"{row['shape']:42} {row['who']:24} {row['error'][:80]}")
-    else: print(f"{row['shape']:42} {row['who']:24} {row['puzzles_per_second']:>9,.0f} puzzles/s  {row['ratio']:.2f} x encoder loop "
-                f"[{row['ratio_quartiles'][0]:.2f}, {row['ratio_quartiles'][1]:.2f}]  {row['share_of_limit']:.0%} of the limit  loss differs by {row['loss_difference']:.1g}")
+    "One line of the table."
+    start = f"{row['shape']:42} {row['who']:24}"
+    if 'error' in row: print(start, row['error'][:80]); return
+    low, high = row['ratio_quartiles']
+    print(f"{start} {row['puzzles_per_second']:>9,.0f} puzzles/s  {row['ratio']:.2f} x encoder loop [{low:.2f}, {high:.2f}]  "
+          f"{row['share_of_limit']:.0%} of the limit  loss differs by {row['loss_difference']:.1g}")
 
 
 def main(scale:Annotated[Literal['auto', 'laptop', 'h200', 'log'], typer.Option(help='auto: laptop on a CPU, log on a GPU')]='auto',
@@ -224,9 +229,11 @@ def main(scale:Annotated[Literal['auto', 'laptop', 'h200', 'log'], typer.Option(
         for row in found: show(row)
         rows += found
         if shares[str(shape)]: print('   ' + ', '.join(f'{kind} {share:.0%}' for kind, share in shares[str(shape)]['kinds'].items()))
-    report = dict(unit='training steps; seconds of one core' if device == 'cpu' else 'training steps; seconds', rounds=rounds, steps=steps,
-                  device=torch.cuda.get_device_name() if device == 'cuda' else processor(), python=platform.python_version(),
-                  versions=dict(torch=torch.__version__, cuda=torch.version.cuda), limit_flop_per_second={k: float(f'{v:.4g}') for k, v in limits.items()},
+    unit = 'CPU seconds of one core a training step' if device == 'cpu' else 'seconds a training step'
+    name = torch.cuda.get_device_name() if device == 'cuda' else processor()
+    report = dict(unit=unit, rounds=rounds, steps=steps, device=name, python=platform.python_version(),
+                  versions=dict(torch=torch.__version__, cuda=torch.version.cuda),
+                  limit_flop_per_second={k: float(f'{v:.4g}') for k, v in limits.items()},
                   rows=[{k: float(f'{v:.4g}') if k.endswith('seconds') else v for k, v in row.items()} for row in rows], where_time_goes=shares)
     out = out or Path(__file__).with_suffix('.cuda.json' if device == 'cuda' else '.json')
     temporary = out.with_suffix('.tmp')

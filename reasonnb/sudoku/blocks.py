@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..core.config import UserError
 from .positions import rotate
 
-# %% ../../nbs/sudoku/06b_blocks.ipynb #943116f5
+# %% ../../nbs/sudoku/06b_blocks.ipynb #6a4aa461
 def relu2(x:Tensor) -> Tensor: return F.relu(x).square()  # So 2021, Primer
 
 ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu, 'relu2': relu2}
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
     def _attend(self, x:Tensor, p:float, turns:Tensor|None, bias:Tensor|None) -> Tensor:
         batch, cells, d_model = x.shape
-        q, k, v = self.qkv(x).view(batch, cells, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (part.transpose(1, 2) for part in self.qkv(x).view(batch, cells, 3, self.heads, -1).unbind(2))
         if turns is not None: q, k = rotate(q, turns), rotate(k, turns)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), dropout_p=p)
         return self.out(mixed.transpose(1, 2).reshape(batch, cells, d_model))

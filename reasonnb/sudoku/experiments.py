@@ -4,13 +4,18 @@
 
 # %% auto #0
 __all__ = ['OFF_LOG', 'FIRST', 'POSITION_STUDY', 'LEVELS', 'ORDER', 'NOTES', 'DOMAINS', 'LADDER', 'BEYOND', 'STUDIES',
-           'EXPERIMENTS', 'SYSTEM', 'at', 'back_to_scale']
+           'EXPERIMENTS', 'SYSTEM', 'at', 'back_to_scale', 'build', 'out_of_memory']
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #9f83bad3
+# %% ../../nbs/sudoku/09_experiments.ipynb #8f77efd8
+from functools import lru_cache
+
+import torch
+
 from ..core.config import Experiment, System
 from .claims import CLAIMS
 from .config import ALL, SCALES, SudokuConfig
-from .tasks import build_task
+from .memory import GIB, check_memory, predict_memory
+from .tasks import SudokuTask, build_task
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #a5da9702
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
@@ -171,7 +176,7 @@ LADDER = (
     Experiment('cosine_50k_1m', 'cosine_50k', at=at(dict(d_model=144, d_ff=576), dict(d_model=54, d_ff=216))),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #7d39478f
+# %% ../../nbs/sudoku/09_experiments.ipynb #33615015
 _LONG = at(dict(test_iterations=(32, 64, 128, 256, 512, 1024)), dict(test_puzzles=400, test_iterations=(8, 16, 32, 64, 128, 256, 512, 1024)), dict(test_iterations=(8, 64)))
 _LATE = dict(late_share=0.2)
 _LATE_AT = {scale: dict(late_iterations=(32, 64, 128, 256, 512)) for scale in ('log', 'h200')} | {scale: dict(late_iterations=(6, 12, 24, 48)) for scale in ('smoke', 'laptop', 'laptop9')}
@@ -186,5 +191,21 @@ BEYOND = (
 STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scaling_inconclusive', 'recurrence_study', 'recur_nopred_study', 'bs_scaling_extreme',
            'curriculum_large_batch', 'insight18_stable60k', 'cosine_ema'}  # share the configuration of one of their sections; last, so that the run carries its name
 EXPERIMENTS = tuple(sorted(FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND, key=lambda e: e.slug in STUDIES))
+
+# %% ../../nbs/sudoku/09_experiments.ipynb #e67023c0
+def build(config:SudokuConfig) -> SudokuTask:
+    "The task of a config; on a GPU only if a training step fits into its memory."
+    if torch.cuda.is_available() and config.device in ('auto', 'cuda'): check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+    return build_task(config)
+
+@lru_cache
+def _needed(batch_size:int) -> float: # GiB
+    "A step of the log's network at that batch."
+    return predict_memory(SudokuConfig(batch_size=batch_size, precision='bfloat16', carry='add', once=('puzzle',))).total / GIB
+
+def out_of_memory(ours, theirs):
+    "Claim st_bs8192_oom: GiB that 8,192 boards need, against the log's GPU; none if 4,096 do not fit either."
+    return [_needed(8192) if _needed(4096) < 139.8 else 0.] * len(ours), 139.8
+
 SYSTEM = System(name='sudoku', logs=('sudoku_transformer', 'sudoku_energy'), config=SudokuConfig, scales=SCALES, experiments=EXPERIMENTS,
-                build=build_task, job='jobs/sudoku.ipynb', claims=CLAIMS)
+                build=build, job='jobs/sudoku.ipynb', claims=CLAIMS | {'st_bs8192_oom': out_of_memory})

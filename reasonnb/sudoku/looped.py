@@ -20,7 +20,7 @@ from .carries import ANSWERS, Carry, ResidualAnswer
 from .inputs import make_input
 from .positions import Position
 
-# %% ../../nbs/sudoku/07_looped.ipynb #19ac5954
+# %% ../../nbs/sudoku/07_looped.ipynb #7da19e6f
 class State(NamedTuple):
     "A network between two iterations; every tensor has the batch as its first dimension."
     now: Tensor  # input of the next iteration but for prediction and notes, `(batch, cells, d_model)`
@@ -58,7 +58,7 @@ class Looped(nn.Module):
                 state = self.start(puzzles)
                 for _ in range(skip): _, state = self.step(state)
             state = self._regrow(puzzles, state)
-        for logits, _ in zip(self.iterate(puzzles, state), range(iterations)): all_logits.append(logits)
+        for _, logits in zip(range(iterations), self.iterate(puzzles, state)): all_logits.append(logits)  # the range first, or one iteration too many is computed
         return torch.stack(all_logits)
 
     def _regrow(self, puzzles:Tensor, state:State) -> State:
