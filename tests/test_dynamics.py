@@ -65,7 +65,8 @@ def dense(model, state, row):
 
 
 KINDS = [dict(carry=c) for c in CARRIES] + [dict(carry=c, answer=a) for a in ANSWERS[1:] for c in ('none', 'gated')] + [
-    dict(carry='add', feedback=False), dict(carry='concat', position='rope'), dict(carry='concat', position='relative'), dict(carry='none', mixing='mlp')]
+    dict(carry='add', feedback=False), dict(carry='concat', position='rope'), dict(carry='concat', position='relative'),
+    dict(carry='none', mixing='mlp')]
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=lambda k: '-'.join(map(str, k.values())))
