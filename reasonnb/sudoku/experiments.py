@@ -75,7 +75,7 @@ LEVELS = (
                'log': dict(train_puzzles=0, balanced_train=(), phases=((0., 3., 1e9),)), 'laptop': dict(train_puzzles=40_000, phases=((0., 1., 1e9),))}),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #6613c6b9
+# %% ../../nbs/sudoku/09_experiments.ipynb #02a38a83
 _HARD_FIRST = ((0., 3., 1e9), (.2, 2., 1e9), (.4, 1., 1e9), (.6, 0., 1e9))  # Kaggle difficulty
 _EASY_FIRST = ((0., 0., 1.), (.2, 0., 2.), (.4, 0., 3.), (.6, 0., 4.), (.8, 0., 1e9))
 _LAPTOP_HARD, _LAPTOP_EASY = ((0., 1., 1e9), (.25, 0., 1e9)), ((0., 0., 0.), (.25, 0., 1e9))
@@ -104,6 +104,7 @@ NOTES = (
                note='Not in the log: does a scratch pad make up for the missing loss of the earlier iterations?'),
     Experiment('recurrence_study', 'curriculum_reverse', dict(carry='add'), _PLAIN_BOARDS, note='The study; its simplest variant.'),
     *(Experiment(f'recur_{name}', 'recur_baseline', dict(carry=kind)) for name, kind in (('concat', 'concat'), ('gated', 'gated'), ('mem', 'memory'))),
+    Experiment('recur_concat_last', 'recur_concat', dict(supervise='last'), note='Not in the log: the same question for the best notes.'),
     Experiment('recur_nopred_study', 'recurrence_study', dict(feedback=False), note='The study; its simplest variant.'),
     *(Experiment(f'recur_{name}_nopred', f'recur_{name}', dict(feedback=False)) for name in ('add', 'concat', 'mem')),
     Experiment('no_x_after_init', 'recur_add', dict(once=('puzzle',))),
@@ -176,7 +177,7 @@ LADDER = (
     Experiment('cosine_50k_1m', 'cosine_50k', at=at(dict(d_model=144, d_ff=576), dict(d_model=54, d_ff=216))),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #33615015
+# %% ../../nbs/sudoku/09_experiments.ipynb #421ec94c
 _LONG = at(dict(test_iterations=(32, 64, 128, 256, 512, 1024)), dict(test_puzzles=400, test_iterations=(8, 16, 32, 64, 128, 256, 512, 1024)), dict(test_iterations=(8, 64)))
 _LATE = dict(late_share=0.2)
 _LATE_AT = {scale: dict(late_iterations=(32, 64, 128, 256, 512)) for scale in ('log', 'h200')} | {scale: dict(late_iterations=(6, 12, 24, 48)) for scale in ('smoke', 'laptop', 'laptop9')}
@@ -185,6 +186,8 @@ BEYOND = (
     Experiment('long_last', 'long', dict(supervise='last'), note='Not in the log: loss on the last iteration only, run on.'),
     Experiment('long_late', 'long', _LATE, _LATE_AT, note='Not in the log: a fifth of the batches begins after many iterations.'),
     Experiment('long_streams', 'long', dict(carry='streams'), note='Not in the log: four gated streams of notes.'),
+    Experiment('long_concat', 'long', dict(carry='concat'), note='Not in the log: the notes pass through a matrix.'),
+    Experiment('long_concat_last', 'long_concat', dict(supervise='last'), note='Not in the log: and loss on the last iteration only.'),
     Experiment('long_late_last', 'long_last', _LATE, _LATE_AT, note='Not in the log: both.'),
 )
 
