@@ -37,7 +37,7 @@ class Data(Config):
         if self.phases and self.phases[0][0] != 0: raise UserError(f'phases={self.phases}: the first must start at 0')
         if self.balanced_train and not self.train_puzzles: raise UserError('balanced_train needs train_puzzles, the number to share out')
 
-# %% ../../nbs/sudoku/08a_config.ipynb #d746e9c7
+# %% ../../nbs/sudoku/08a_config.ipynb #47a01e03
 @dataclass(frozen=True, kw_only=True)
 class SudokuConfig(Data):
     "Settings of a run of a looped network; defaults are those of the log's section Baseline."
@@ -49,7 +49,7 @@ class SudokuConfig(Data):
     dropout: float = 0.1
     activation: Literal['relu', 'gelu', 'relu2'] = 'relu'
     inputs: Literal['concat', 'project_add', 'project_concat'] = 'concat'
-    position: Literal['units', 'row_col', 'cells', 'sinusoidal', 'rope', 'relative', 'alibi', 'none'] = 'units'
+    position: Literal['units', 'row_col', 'cells', 'sinusoidal', 'sinusoidal_units', 'rope', 'relative', 'alibi', 'none'] = 'units'
     mixing: Literal['attention', 'mlp'] = 'attention'  # how cells speak to each other
     stacks: int = 1  # sets of blocks, each for a phase of the iterations
     outer: int = 3  # nested network: cycles of an iteration, all but the last without gradient

@@ -17,7 +17,7 @@ from .config import ALL, SCALES, SudokuConfig
 from .memory import GIB, check_memory, predict_memory
 from .tasks import SudokuTask, build_task
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #a5da9702
+# %% ../../nbs/sudoku/09_experiments.ipynb #e632633f
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
     "Further changes by scale; h200 and laptop9 take a section's idea with their own sizes."
     return {scale: fields for scale, fields in (('log', log), ('laptop', laptop), ('smoke', smoke)) if fields}
@@ -36,7 +36,8 @@ FIRST = (
                for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))},
                note='Not in the log: a single pass with the arithmetic of the baseline.'),
     Experiment('no_intermediate', 'baseline', dict(supervise='last')),
-    Experiment('no_sudoku_pos', 'baseline', dict(position='none')),
+    Experiment('no_sudoku_pos', 'baseline', dict(position='cells'),
+               note='A learned vector per cell, as in the position study: without any position all blanks would get one answer, and the log solves 409.'),
     Experiment('proj_add', 'baseline', dict(inputs='project_add')),
     Experiment('proj_add_original', 'baseline', dict(inputs='project_add'), note='The same configuration as its rerun; what differs is the seed.'),
     Experiment('proj_add_rerun', 'proj_add_original'),
@@ -45,13 +46,13 @@ FIRST = (
     Experiment('middle2', 'baseline', dict(stacks=4, layers=1), at(laptop=dict(d_ff=48)),
                note='The laptop network has two layers, so half of one is left: one layer with a quarter of the MLP.'),
     Experiment('unrolled', 'baseline', at={scale: dict(stacks=n) for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))}),
-    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal')),
+    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_units'), note='Sines of row, column and box, summed, as in the code that the authors published.'),
     Experiment('rope_2d', 'baseline', dict(position='rope')),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #21f9562e
-POSITION_STUDY = tuple(Experiment(f'pos_{kind}', 'baseline', dict(position=kind), note="From the log's separate position study.")
-                       for kind in ('row_col', 'cells', 'relative', 'alibi'))
+# %% ../../nbs/sudoku/09_experiments.ipynb #a47d8903
+POSITION_STUDY = tuple(Experiment(f'pos_{kind}', 'baseline', dict(position=kind), note="Around the log's separate position study.")
+                       for kind in ('none', 'row_col', 'sinusoidal', 'relative', 'alibi'))
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #c112b454
 _PLAIN = dict(schedule='constant', warmup=0, lr=4e-3, steps=600, eval_every=50)
