@@ -113,13 +113,13 @@ NOTES = (
     Experiment('norm_pred', 'recur_add', dict(answer='residual_norm')),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #18197f4b
+# %% ../../nbs/sudoku/09_experiments.ipynb #8970fbd3
 _EXTREME = dict(data='sudoku_extreme:train', train_puzzles=2_700_000, test_puzzles=25_000, balanced_test=(0., 1., 3., 11., 51.),
                 phases=((0., 51., 1e9), (.2, 11., 1e9), (.4, 1., 1e9), (.6, 0., 1e9)), steps=70_000, transfer='kaggle_3m', transfer_balanced=(0., 1., 2., 3., 4.))
 _EASY_EXTREME = ((0., 0., 2.), (.2, 0., 10.), (.4, 0., 50.), (.6, 0., 1e9))
 _TO_EXTREME = at(dict(transfer='sudoku_extreme:test', transfer_balanced=(0., 1., 3., 11., 51.)),
-                 dict(data='generated:12', transfer='generated', transfer_puzzles=30_000, steps=700))
-_SMALL_BATCH = _CONSTANT | dict(batch_size=16)
+                 dict(data='generated:12', transfer='generated', transfer_puzzles=30_000))
+_SMALL_BATCH = dict(schedule='constant', warmup=0, batch_size=16)
 _LARGE = at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer='', transfer_puzzles=0))
 _SHORT = at(dict(steps=10_000), _RATED | dict(steps=350, eval_every=35, phases=_LAPTOP_HARD))
 DOMAINS = (
@@ -150,10 +150,10 @@ DOMAINS = (
                note='One update for all supervised iterations instead of one each, and no boards that stay: see the section Carry.'),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #91b9fd83
-_AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.9)), _RATED | dict(lr=8e-3)
+# %% ../../nbs/sudoku/09_experiments.ipynb #6551b345
+_AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.94)), _RATED
 LADDER = (
-    Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=30))),
+    Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=50))),
     Experiment('insight18_stable60k', 'warmup', note='A remark on curves without decay; the curve of this one.'),
     Experiment('fixed_init', 'warmup', dict(start='random', once=())),
     Experiment('carry', 'warmup', dict(slots=True, sam_rho=0.), note='SAM would advance the slots twice a step, so it is off.'),
@@ -168,12 +168,12 @@ LADDER = (
     Experiment('cosine_wd1', 'cosine_no_sam', dict(weight_decay=1.)),
     Experiment('cosine_gelu', 'cosine_no_sam', dict(activation='gelu')),
     Experiment('cosine_relu2', 'cosine_no_sam', dict(activation='relu2')),
-    Experiment('cosine_140k', 'cosine_no_sam', at=at(dict(steps=140_000), dict(steps=1_400, eval_every=100))),
-    Experiment('cosine_50k', 'cosine_no_sam', at=at(dict(steps=50_000, warmup=1_400), dict(steps=500, warmup=21))),
+    Experiment('cosine_140k', 'cosine_no_sam', at=at(dict(steps=140_000), dict(steps=2_200, eval_every=200))),
+    Experiment('cosine_50k', 'cosine_no_sam', at=at(dict(steps=50_000, warmup=1_400), dict(steps=780, warmup=35))),
     Experiment('cosine_ema_live', 'cosine_no_sam', note='Averaging does not touch the live weights, so this is the run without.'),
     Experiment('cosine_ema_shadow', 'cosine_ema_live', at=_AVERAGED),
     Experiment('cosine_ema', 'cosine_no_sam', at=_AVERAGED),
-    Experiment('bs8192_oom', 'cosine_50k', at=at(dict(batch_size=8192, steps=25_000, warmup=700), dict(batch_size=64, steps=250, warmup=10, eval_every=50))),
+    Experiment('bs8192_oom', 'cosine_50k', at=at(dict(batch_size=8192, steps=25_000, warmup=700), dict(batch_size=64, steps=390, warmup=17, eval_every=65))),
     Experiment('bs8192_alt1_accum', 'bs8192_oom', dict(accumulate=2)),
     Experiment('cosine_50k_1m', 'cosine_50k', at=at(dict(d_model=144, d_ff=576), dict(d_model=54, d_ff=216))),
 )
