@@ -150,8 +150,8 @@ DOMAINS = (
                note='One update for all supervised iterations instead of one each, and no boards that stay: see the section Carry.'),
 )
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #6551b345
-_AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.94)), _RATED
+# %% ../../nbs/sudoku/09_experiments.ipynb #11e071fa
+_AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.94)), _RATED | dict(warmup=30)
 LADDER = (
     Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=50))),
     Experiment('insight18_stable60k', 'warmup', note='A remark on curves without decay; the curve of this one.'),
