@@ -17,7 +17,7 @@ from .config import ALL, SCALES, SudokuConfig
 from .memory import GIB, check_memory, predict_memory
 from .tasks import SudokuTask, build_task
 
-# %% ../../nbs/sudoku/09_experiments.ipynb #e632633f
+# %% ../../nbs/sudoku/09_experiments.ipynb #51fb3dec
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
     "Further changes by scale; h200 and laptop9 take a section's idea with their own sizes."
     return {scale: fields for scale, fields in (('log', log), ('laptop', laptop), ('smoke', smoke)) if fields}
@@ -42,8 +42,8 @@ FIRST = (
     Experiment('proj_add_original', 'baseline', dict(inputs='project_add'), note='The same configuration as its rerun; what differs is the seed.'),
     Experiment('proj_add_rerun', 'proj_add_original'),
     Experiment('proj_concat', 'baseline', dict(inputs='project_concat')),
-    Experiment('middle1', 'baseline', dict(stacks=2), at(log=dict(layers=2), laptop=dict(layers=1))),
-    Experiment('middle2', 'baseline', dict(stacks=4, layers=1), at(laptop=dict(d_ff=48)),
+    Experiment('middle1', 'baseline', dict(stacks=2), at(dict(layers=2), dict(layers=1)) | dict(h200=dict(layers=2), laptop9=dict(layers=1))),
+    Experiment('middle2', 'baseline', dict(stacks=4, layers=1), {scale: dict(d_ff=48) for scale in ('laptop', 'laptop9')},
                note='The laptop network has two layers, so half of one is left: one layer with a quarter of the MLP.'),
     Experiment('unrolled', 'baseline', at={scale: dict(stacks=n) for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))}),
     Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_units'), note='Sines of row, column and box, summed, as in the code that the authors published.'),

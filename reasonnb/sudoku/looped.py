@@ -65,7 +65,7 @@ class Looped(nn.Module):
         "After iterations without gradient: the state stays, but the input tables get their gradient again."
         return state._replace(later=(fresh := self.start(puzzles)).later, now=fresh.later)
 
-# %% ../../nbs/sudoku/07_looped.ipynb #854f66ae
+# %% ../../nbs/sudoku/07_looped.ipynb #7dcf0dde
 class LoopedTransformer(Looped):
     "The iterative network of the log sudoku_transformer with every variant of its sections."
     def __init__(self, box:Box, # shape of the board
@@ -84,11 +84,11 @@ class LoopedTransformer(Looped):
                  answer:str='head', # where logits come from, see `ANSWERS`
                  mixing:str='attention', # of cells: 'attention' or 'mlp'
                  stacks:int=1, # sets of blocks
-                 phase:int=1, # iterations that a set of blocks serves, if there are several
+                 trained:int=1, # iterations that the sets are spread over
                 ):
         super().__init__()
         if answer not in ANSWERS: raise UserError(f'answer={answer!r}: known are {", ".join(ANSWERS)}')
-        self.box, self.layers, self.phase, self.once = box, layers, phase, once
+        self.box, self.layers, self.stacks, self.trained, self.once = box, layers, stacks, trained, once
         self.feedback, self.answer = feedback and answer == 'head', answer
         self.embed = make_input(inputs, box.N, d_model)
         self.position = Position(position, box, d_model, heads)
@@ -112,7 +112,7 @@ class LoopedTransformer(Looped):
         x, p = state.now, state.prediction
         if p is not None and self.feedback: x = x + self.embed.prediction(p)
         h, bias = self.carry.read(x, state.notes), self.position.bias()
-        first = min(state.iteration // self.phase * self.layers, len(self.blocks) - self.layers)
+        first = self.layers * min(state.iteration * self.stacks // self.trained, self.stacks - 1)
         for block in self.blocks[first:first + self.layers]: h = block(h, self.position.turns, bias)
         logits = self.head(h)
         if self.answer != 'head':

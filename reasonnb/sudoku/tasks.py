@@ -19,7 +19,7 @@ from .evaluation import Evaluation, evaluate, failure_metrics, flat_metrics
 from .looped import Looped, LoopedTransformer, State, forward_flop, looped_loss
 from .nested import NestedNetwork
 
-# %% ../../nbs/sudoku/08c_tasks.ipynb #a73262b3
+# %% ../../nbs/sudoku/08c_tasks.ipynb #593696f3
 def build_model(c:SudokuConfig) -> Looped:
     "The network that a config describes, initialised from its seed."
     with torch.random.fork_rng():
@@ -27,7 +27,7 @@ def build_model(c:SudokuConfig) -> Looped:
         if c.network == 'nested': return NestedNetwork(Box(*c.box), c.d_model, c.layers, c.outer, c.inner)
         return LoopedTransformer(Box(*c.box), c.d_model, c.layers, c.heads, c.d_ff, c.dropout, c.activation, c.feedback, c.carry, inputs=c.inputs,
                                  position=c.position, once=c.once, start=c.start, answer=c.answer, mixing=c.mixing,
-                                 stacks=c.stacks, phase=-(-c.iterations // c.stacks))
+                                 stacks=c.stacks, trained=c.iterations)
 
 # %% ../../nbs/sudoku/08c_tasks.ipynb #7bd17e85
 class SudokuTask(Boards):
