@@ -39,7 +39,7 @@ def _row(record:dict, path:Path) -> dict:
     row |= {f'metrics.{key}': _number(value) for key, value in record['metrics'].items()}
     return row
 
-# %% ../../nbs/lab/03_results.ipynb #29b65f3f
+# %% ../../nbs/lab/03_results.ipynb #c85a6bef
 def load_records(root:str|Path|None=None, # folder searched for `record.json`; None: `papermill_runs` of the project
                 ) -> pd.DataFrame: # one row per run; `record` holds the whole dictionary, `path` the run folder
     "All finished runs below `root`; a file that is no record is named in a warning and left out."
@@ -52,7 +52,7 @@ def load_records(root:str|Path|None=None, # folder searched for `record.json`; N
             warnings.warn(f'{path}: not a readable record ({error}); delete it and run that experiment again',
                           stacklevel=2)
     frame = pd.DataFrame(rows, columns=None if rows else [*_FIELDS, 'path', 'record'])
-    return frame.astype({key: object for key in ('data', 'protocol', 'record')})
+    return frame.astype({key: object for key in ('data', 'protocol', 'record')}).copy()  # one block per type: records have a hundred columns
 
 # %% ../../nbs/lab/03_results.ipynb #bf73183c
 _NOT_THE_IDEA = ('seed', 'device', 'compile', 'eval_every', 'checkpoint_every')
