@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from ..core.config import UserError
 from .positions import rotate
 
-# %% ../../nbs/sudoku/06b_blocks.ipynb #6a4aa461
-def relu2(x:Tensor) -> Tensor: return F.relu(x).square()  # So 2021, Primer
+# %% ../../nbs/sudoku/06b_blocks.ipynb #14cfe5a6
+def relu2(x:Tensor) -> Tensor:
+    "Squared ReLU (So 2021, Primer)."
+    return F.relu(x).square()
 
 ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu, 'relu2': relu2}
 

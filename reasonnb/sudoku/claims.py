@@ -107,7 +107,7 @@ def collapses(ours, theirs) -> list[bool]:
     def falls(values): return any(v < max(values[:i]) / 10 for i, v in enumerate(values) if i and max(values[:i]) > .05)
     return [falls([v for _, v in curve(r)]) for r in ours]
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #d142e7de
+# %% ../../nbs/sudoku/08d_claims.ipynb #41fafc62
 def falls_with_rating(prefix:str=''):
     "Is every harder bucket with enough boards solved less often than the one before?"
     def ask(ours, theirs):
@@ -141,6 +141,7 @@ def lead(limit:float):
     def ask(ours, theirs): return [-d for d in gap()(ours, theirs)[0]], limit
     return ask
 
+# %% ../../nbs/sudoku/08d_claims.ipynb #d6390e3f
 def answer_grows(ours, theirs) -> list[bool]:
     "Is the prediction state still growing after as many iterations again as were trained, four times over?"
     def grows(record):
