@@ -98,7 +98,7 @@ class Parts(Looped):
         if answer != 'head': self.residual = ResidualAnswer(d_model, box.N, d_ff, answer == 'residual_norm')
         self.register_buffer('first_notes', torch.randn(box.cells, d_model) if start == 'random' else None)
 
-# %% ../../nbs/sudoku/07_looped.ipynb #9570aec9
+# %% ../../nbs/sudoku/07_looped.ipynb #18b83b1d
 class LoopedTransformer(Parts):
     "The iterative network of the log sudoku_transformer."
     def start(self, puzzles:Tensor) -> State: # of `(batch, cells)` integers, 0 = blank
@@ -106,9 +106,10 @@ class LoopedTransformer(Parts):
         digits, position = self.embed.puzzle(puzzles), self.position.encoding()
         first = digits if position is None else digits + position
         parts = [part for name, part in (('puzzle', digits), ('position', position)) if name not in self.once and part is not None]
-        later = first if not self.once else sum(parts, torch.zeros_like(digits))
+        first = first + self.embed.bias
+        later = sum(parts, torch.zeros_like(digits)) + self.embed.bias if self.once else first
         notes = None if self.first_notes is None else self.first_notes.expand(len(puzzles), -1, -1)
-        return State(first + self.embed.bias, later + self.embed.bias, notes=notes)
+        return State(first, later, notes=notes)
 
     def step(self, state:State) -> tuple[Tensor, State]: # logits `(batch, cells, digits)`, next state
         "One iteration."
