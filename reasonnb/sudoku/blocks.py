@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'relu2', 'Block']
 
-# %% ../../nbs/sudoku/06b_blocks.ipynb #c87f7d85
+# %% ../../nbs/sudoku/06b_blocks.ipynb #e45aed95
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
 from ..core.config import UserError
+from ..core.linear import Linear
 from .positions import rotate
 
-# %% ../../nbs/sudoku/06b_blocks.ipynb #14cfe5a6
+# %% ../../nbs/sudoku/06b_blocks.ipynb #e60a7a25
 def relu2(x:Tensor) -> Tensor:
     "Squared ReLU (So 2021, Primer)."
     return F.relu(x).square()
@@ -35,9 +36,9 @@ class Block(nn.Module):
         if activation not in ACTIVATIONS: raise UserError(f'activation={activation!r}: known are {", ".join(ACTIVATIONS)}')
         self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        if cells: self.cells_up, self.cells_down = nn.Linear(cells, d_ff), nn.Linear(d_ff, cells)
-        else: self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-        self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        if cells: self.cells_up, self.cells_down = Linear(cells, d_ff), Linear(d_ff, cells)
+        else: self.qkv, self.out = Linear(d_model, 3 * d_model), Linear(d_model, d_model)
+        self.up, self.down = Linear(d_model, d_ff), Linear(d_ff, d_model)
         self.mix = self._mix if cells else self._attend
 
     def forward(self, x:Tensor, turns:Tensor|None=None, bias:Tensor|None=None) -> Tensor:

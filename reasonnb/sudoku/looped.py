@@ -98,7 +98,7 @@ class Parts(Looped):
         if answer != 'head': self.residual = ResidualAnswer(d_model, box.N, d_ff, answer == 'residual_norm')
         self.register_buffer('first_notes', torch.randn(box.cells, d_model) if start == 'random' else None)
 
-# %% ../../nbs/sudoku/07_looped.ipynb #18b83b1d
+# %% ../../nbs/sudoku/07_looped.ipynb #d4abcbb2
 class LoopedTransformer(Parts):
     "The iterative network of the log sudoku_transformer."
     def start(self, puzzles:Tensor) -> State: # of `(batch, cells)` integers, 0 = blank
@@ -122,7 +122,7 @@ class LoopedTransformer(Parts):
         if self.answer != 'head':
             p = self.residual(h, p)
             logits = logits + p
-        elif self.feedback: p = logits.softmax(-1)
+        elif self.feedback: p = logits.mT.softmax(-2).mT  # along a column, which vectorises: a row of digits is short
         return logits, State(state.later, state.later, p, self.carry.write(h, state.notes), state.iteration + 1)
 
 # %% ../../nbs/sudoku/07_looped.ipynb #1b91c7c4
