@@ -33,7 +33,7 @@ def answer_of(alive:Tensor, # bool `(batch, cells, digits)`
     "What a state has settled."
     return torch.where(alive.sum(-1) == 1, alive.long().argmax(-1) + 1, 0)
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #6546d30a
+# %% ../../nbs/sudoku/10_lattice.ipynb #50c88319
 class Reading(NamedTuple):
     "Logits about a state."
     keep: Tensor  # of each candidate, `(batch, cells, digits)`
@@ -42,6 +42,7 @@ class Reading(NamedTuple):
 
 class Lattice(nn.Module):
     "A network that reads a state again and again: `h <- norm(h + read + blocks(h + read))` with the same weights in every loop."
+    symmetric = False  # equivalent boards are the same to it
     def start(self, alive:Tensor) -> Tensor: raise NotImplementedError
     def blocks(self, h:Tensor) -> Tensor: raise NotImplementedError
     def read(self, h:Tensor) -> Reading: raise NotImplementedError
@@ -58,9 +59,10 @@ class Lattice(nn.Module):
             readings.append(self.read(h))
         return readings
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #036f56fd
+# %% ../../nbs/sudoku/10_lattice.ipynb #d389c602
 class SymmetricLattice(Lattice):
     "Candidates that speak to cell, row, column, box and segment; weights shared over digits, cells and lines."
+    symmetric = True
     def __init__(self, box:Box,
                  d_model:int=32, # numbers per candidate
                  d_ff:int=64, # hidden units
