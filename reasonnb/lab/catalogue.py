@@ -41,8 +41,8 @@ def sections(log:str|None=None, # one log, or None for all
     if log not in set(table['log']): raise unknown('log', log, set(table['log']))
     return table[table['log'] == log].reset_index(drop=True)
 
-# %% ../../nbs/lab/00_catalogue.ipynb #d7d3dc87
-SYSTEMS = ('reasonnb.sudoku.experiments',)
+# %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
+SYSTEMS = ('reasonnb.sudoku.experiments', 'reasonnb.sudoku.lattice_experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM
