@@ -14,7 +14,7 @@ from itertools import combinations
 
 from ..core.config import Against, UserError
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #2f3ff310
+# %% ../../nbs/sudoku/08d_claims.ipynb #fb0755d9
 def hardest_bucket(record:dict, # with rating buckets in its metrics
                    least:int=30, # boards a bucket must have to say something
                   ) -> str: # e.g. 'rating_3-10'
@@ -49,6 +49,7 @@ def gains(harder:str='hardest', easier:str='easiest', # buckets, as for `bucket`
         return tuple([a - b for a, b in zip(*pair)] for pair in pairs)
     return ask
 
+# %% ../../nbs/sudoku/08d_claims.ipynb #ff42382b
 def rated(record:dict, # with rating buckets in its metrics
           hard:bool=False, # only boards that need a guess
          ) -> tuple[float, int]: # share solved, boards
