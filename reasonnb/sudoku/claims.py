@@ -14,12 +14,13 @@ from itertools import combinations
 
 from ..core.config import Against, UserError
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #fb0755d9
+# %% ../../nbs/sudoku/08d_claims.ipynb #19fe330b
 def hardest_bucket(record:dict, # with rating buckets in its metrics
                    least:int=30, # boards a bucket must have to say something
+                   prefix:str='', # 'transfer_': of the second data set
                   ) -> str: # e.g. 'rating_3-10'
     "The hardest rating bucket with enough test boards."
-    sizes = {name.split('/')[1]: n for name, n in record['metrics'].items() if name.startswith('n_test/rating')}
+    sizes = {name.removeprefix(f'n_test/{prefix}'): n for name, n in record['metrics'].items() if name.startswith(f'n_test/{prefix}rating')}
     names = [name for name, n in sizes.items() if n >= least]
     if len(names) < 2: raise UserError(f'fewer than two rating buckets have {least} test boards: {sizes}')
     return names[-1]
@@ -35,7 +36,8 @@ def bucket(left:str, # 'hardest', 'easiest' or a bucket, e.g. 'rating_1-2'; 'all
     def name(record, where):
         prefix, part = ('transfer_', where[9:]) if where.startswith('transfer_') else ('', where)
         if part == 'all': return 'puzzle_accuracy' + ('/transfer' if prefix else '')
-        part = {'hardest': hardest_bucket(record), 'easiest': 'rating_0'}.get(part, part)
+        if part == 'hardest': part = hardest_bucket(record, prefix=prefix)
+        part = 'rating_0' if part == 'easiest' else part
         return f'puzzle_accuracy/{prefix}{part}'
     def ask(ours, theirs):
         return metric(ours, name(ours[0], left)), metric(theirs, name(theirs[0], right or left))
