@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'hardest_bucket', 'metric', 'bucket', 'gains', 'rated', 'hard_boards', 'curve', 'at_share', 'moments',
            'change', 'smallest_lead', 'rises', 'late_gain_within_noise', 'gain_grows', 'finish_drop', 'collapses',
-           'falls_with_rating', 'buckets_make_total', 'seed_gaps', 'lead', 'answer_grows', 'answer_stays',
-           'loss_explodes', 'early_best', 'hours']
+           'falls_with_rating', 'buckets_make_total', 'seed_gaps', 'lead', 'same_training', 'answer_grows',
+           'answer_stays', 'loss_explodes', 'early_best', 'hours']
 
 # %% ../../nbs/sudoku/08d_claims.ipynb #3368b369
 import math
@@ -116,7 +116,7 @@ def collapses(ours, theirs) -> list[bool]:
     def falls(values): return any(v < max(values[:i]) / 10 for i, v in enumerate(values) if i and max(values[:i]) > .05)
     return [falls([v for _, v in curve(r)]) for r in ours]
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #977870a4
+# %% ../../nbs/sudoku/08d_claims.ipynb #5ee9777c
 def falls_with_rating(prefix:str=''):
     "Is every harder bucket with enough boards solved less often than the one before?"
     def ask(ours, theirs):
@@ -143,6 +143,11 @@ def lead(limit:float, of:str='left'):
     sign = {'left': 1, 'right': -1}[of]
     def ask(ours, theirs): return [sign * (a - b) for a, b in zip(metric(ours, 'puzzle_accuracy'), metric(theirs, 'puzzle_accuracy'))], limit
     return ask
+
+def same_training(ours, theirs):
+    "Left minus right in boards solved of runs that share their training step by step: by seed, to be compared with nothing."
+    other = {r['seed']: r['metrics']['puzzle_accuracy'] for r in theirs}
+    return [r['metrics']['puzzle_accuracy'] - other[r['seed']] for r in ours if r['seed'] in other], 0.
 
 # %% ../../nbs/sudoku/08d_claims.ipynb #d6390e3f
 def answer_grows(ours, theirs) -> list[bool]:
@@ -173,7 +178,7 @@ def hours(ours, theirs):
     "Hours of the runs."
     return tuple([r['seconds'] / 3600 for r in side] for side in (ours, theirs))
 
-# %% ../../nbs/sudoku/08d_claims.ipynb #1d96fe70
+# %% ../../nbs/sudoku/08d_claims.ipynb #e1ee3436
 CLAIMS = {
     'st_recur_hard_gain': gains(), 'st_fail_peak4': early_best,
     'st_seed_variance': seed_gaps(.2), 'st_repeat_noise': seed_gaps(0.), 'st_bucket_mean_is_total': buckets_make_total,
@@ -193,5 +198,6 @@ CLAIMS = {
     'st_cosine_mixed_same': Against(bucket('all'), 'cosine_reverse'), 'st_cosine_regular_lt': Against(bucket('all'), 'cosine_reverse'),
     'st_no_sam_same': Against(bucket('all'), 'sam_post_cosine'), 'st_no_sam_faster': Against(hours, 'sam_post_cosine'),
     'st_sam_gain_shrinks': Against(lead(.06), 'cosine_no_sam'), 'st_sam_time': hours, 'st_sam_smaller_finish_drop': finish_drop,
+    'st_ema_warmup_lt': same_training, 'st_ema_cosine_same': same_training,
     'st_carry_diverges': loss_explodes, 'st_140k_lt': moments(95/140, 1.),
 }
