@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['Batch', 'accumulate_gradients', 'clip_gradients', 'Ranks', 'join_ranks', 'all_reduce_gradients']
 
-# %% ../../nbs/core/03_gradients.ipynb #27d71168
+# %% ../../nbs/core/03_gradients.ipynb #3e55b6fe
 import atexit, os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -129,7 +131,12 @@ class Ranks:
         if self.world == 1: return
         for tensor in [*model.parameters(), *model.buffers()]: dist.broadcast(tensor.detach(), src=0)
 
-# %% ../../nbs/core/03_gradients.ipynb #9734f88a
+# %% ../../nbs/core/03_gradients.ipynb #a9e7e06d
+def _leave():
+    with suppress(RuntimeError, ValueError):
+        if dist.get_backend() == 'gloo': dist.monitored_barrier(timeout=timedelta(seconds=5))
+    dist.destroy_process_group()
+
 def join_ranks(wanted:bool, # the task asks for data parallelism
                device:torch.device, # of this process
               ) -> Ranks:
@@ -139,7 +146,7 @@ def join_ranks(wanted:bool, # the task asks for data parallelism
     if not wanted: raise UserError(f"{world} processes were started but the task trains in one; set task.parallel = True or start without torchrun")
     if not dist.is_initialized():
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-        atexit.register(dist.destroy_process_group)  # once per process: a second group at the same meeting point can hang
+        atexit.register(_leave)  # once per process: a second group at the same meeting point can hang
     return Ranks(dist.get_rank(), world, device)
 
 # %% ../../nbs/core/03_gradients.ipynb #7804ad31
