@@ -24,7 +24,7 @@ from .lattice import AttentionLattice, Lattice, SymmetricLattice, candidates, la
 from .reasoner import Effort, Reasoned, reason
 from .symmetry import random_symmetry
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #3b9269fa
+# %% ../../nbs/sudoku/10c_deduction.ipynb #c95d2e8f
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
@@ -59,9 +59,9 @@ class LatticeConfig(Data):
         if self.sam_rho: raise UserError('sam_rho: the pool moves with every gradient, SAM would move it twice; use sam_rho=0')
         self.effort()
 
-    def effort(self, *chains:int, agreement:int=1) -> Effort:
+    def effort(self, *chains:int) -> Effort:
         "What the test may spend; with other numbers of chains if asked for."
-        return Effort(chains or self.chains, self.rounds, self.loops, Moves(self.threshold, self.conflict, self.temperature, self.patient), agreement=agreement)
+        return Effort(chains or self.chains, self.rounds, self.loops, Moves(self.threshold, self.conflict, self.temperature, self.patient))
 
 def build_lattice(c:LatticeConfig) -> Lattice:
     "The network that a config describes, initialised from its seed."
@@ -87,7 +87,7 @@ def made_states(puzzles:Tensor, # `(batch, cells)`, 0 = blank
     alive[spoilt, cell[spoilt]] = F.one_hot(wrong[spoilt], box.N).bool()
     return alive
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #e066b057
+# %% ../../nbs/sudoku/10c_deduction.ipynb #5ce62db6
 class Pool(Boards):
     "Boards in slots, carried on by the network that learns from them."
     parallel = False
@@ -112,7 +112,7 @@ class Pool(Boards):
         c, slot, n = self.config, batch['slot'], self.config.batch_size
         if not self.pool:
             self.pool = {name: batch[name].new_zeros(n, *batch[name].shape[1:]) for name in ('alive', 'solutions')} | dict(age=slot.new_full((n,), -1))
-        fresh = (self.pool['age'][slot] < 0)
+        fresh = self.pool['age'][slot] < 0
         alive, solutions = (torch.where(fresh.view(-1, *(1,) * (batch[name].dim() - 1)), batch[name], self.pool[name][slot]) for name in ('alive', 'solutions'))
         age = torch.where(fresh, 0, self.pool['age'][slot])
         readings = self.model(alive, c.loops)
