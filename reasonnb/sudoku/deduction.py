@@ -24,7 +24,7 @@ from .lattice import AttentionLattice, Lattice, SymmetricLattice, candidates, la
 from .reasoner import Effort, Reasoned, reason
 from .symmetry import random_symmetry
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #c95d2e8f
+# %% ../../nbs/sudoku/10c_deduction.ipynb #997b5556
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
@@ -33,6 +33,7 @@ class LatticeConfig(Data):
     layers: int = 4  # blocks in a loop
     heads: int = 4  # of attention
     d_ff: int = 512
+    named: bool = False  # symmetric network: digits have embeddings of their own
     loops: int = 16  # in training and in a move
     supervise: Literal['all', 'last'] = 'all'  # loops that carry loss
     true_weight: float = 4.0  # of a true candidate in the loss of what is kept
@@ -56,6 +57,7 @@ class LatticeConfig(Data):
         for name in ('d_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age'):
             if getattr(self, name) < 1: raise UserError(f'{name}={getattr(self, name)}: must be at least 1')
         if self.network == 'attention' and self.d_model % self.heads: raise UserError(f'heads={self.heads} does not divide d_model={self.d_model}')
+        if self.named and self.network != 'symmetric': raise UserError("named=True is for network='symmetric'; the transformer knows the digits by name anyway")
         if self.sam_rho: raise UserError('sam_rho: the pool moves with every gradient, SAM would move it twice; use sam_rho=0')
         self.effort()
 
@@ -67,7 +69,7 @@ def build_lattice(c:LatticeConfig) -> Lattice:
     "The network that a config describes, initialised from its seed."
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
-        if c.network == 'symmetric': return SymmetricLattice(Box(*c.box), c.d_model, c.d_ff, c.layers)
+        if c.network == 'symmetric': return SymmetricLattice(Box(*c.box), c.d_model, c.d_ff, c.layers, c.named)
         return AttentionLattice(Box(*c.box), c.d_model, c.d_ff, c.layers, c.heads)
 
 # %% ../../nbs/sudoku/10c_deduction.ipynb #a1e0bebb

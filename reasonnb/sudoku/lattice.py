@@ -59,25 +59,27 @@ class Lattice(nn.Module):
             readings.append(self.read(h))
         return readings
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #d389c602
+# %% ../../nbs/sudoku/10_lattice.ipynb #16ca14ad
 class SymmetricLattice(Lattice):
     "Candidates that speak to cell, row, column, box and segment; weights shared over digits, cells and lines."
-    symmetric = True
     def __init__(self, box:Box,
                  d_model:int=32, # numbers per candidate
                  d_ff:int=64, # hidden units
                  layers:int=1, # blocks in a loop
+                 named:bool=False, # an embedding for each digit: the control that has to learn that names do not matter
                 ):
         super().__init__()
-        self.box = box
+        self.box, self.symmetric = box, not named
         self.embed, self.outer, self.head = nn.Linear(2, d_model), nn.LayerNorm(d_model), nn.Linear(d_model, 3)
         self.layers = nn.ModuleList(Constraints(d_model, d_ff) for _ in range(layers))
+        self.names = nn.Parameter(torch.randn(box.N, d_model)) if named else None
 
     def start(self, alive:Tensor) -> Tensor:
         "Of each candidate: is it alive, and alone in its cell?"
         r, c, N = self.box.rows, self.box.cols, self.box.N
         x = alive.view(len(alive), N // r, r, N // c, c, N).to(self.embed.weight.dtype)
-        return self.embed(torch.stack([x, x * (x.sum(-1, keepdim=True) == 1)], -1))
+        seen = self.embed(torch.stack([x, x * (x.sum(-1, keepdim=True) == 1)], -1))
+        return seen if self.symmetric else seen + self.names
 
     def blocks(self, h:Tensor) -> Tensor:
         for layer in self.layers: h = h + layer(h)

@@ -10,14 +10,14 @@ from ..core.config import Experiment, System
 from .config import ALL
 from .deduction import DeductionTask, LatticeConfig
 
-# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #a44cdcd2
+# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #7ba5b84b
 _SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, turn=False)
 _RECIPE = dict(lr=3e-3, weight_decay=.1, schedule='cosine', relabel=False, difficulty=ALL)
 SCALES = {
     'smoke': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=400, train_puzzles=0, test_puzzles=40, validation_puzzles=20, d_model=12, d_ff=24, loops=3,
                                      batch_size=16, steps=20, warmup=5, eval_every=10, chains=(1, 4), rounds=12),
-    'laptop': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=200,
-                                      batch_size=32, steps=1_000, warmup=50, eval_every=200, rounds=60),
+    'laptop': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=1_000, validation_puzzles=100,
+                                      batch_size=32, steps=500, warmup=50, eval_every=250, chains=(1, 8), rounds=20),
     'laptop9': _SMALL | _RECIPE | dict(data='generated', puzzles=60_000, train_puzzles=0, test_puzzles=500, validation_puzzles=100,
                                        batch_size=32, steps=20_000, warmup=200, eval_every=1_000, checkpoint_every=200),
     'h200': _SMALL | _RECIPE | dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=500, d_model=64, d_ff=128, layers=2, loops=16,
@@ -26,19 +26,34 @@ SCALES = {
                           precision='bfloat16', compile=True),
 }
 
-# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #373928b4
+# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #56b726da
 _TRANSFORMER = dict(smoke=dict(d_model=16, d_ff=32), laptop=dict(d_model=48, d_ff=192, layers=2, heads=3), laptop9=dict(d_model=64, d_ff=256, layers=2, heads=4),
                     h200=dict(d_model=128, d_ff=512, layers=4, heads=4))
+_LOOPS = (1, 2, 4, 16, 32)
+_STEPS = SCALES['laptop']['steps']
+
+def _and_few(slug:str, note:str, **more) -> tuple[Experiment, Experiment]:
+    "An experiment and the same one with few training puzzles."
+    return Experiment(slug, 'lattice', more['change'], more.get('at', {}), note), Experiment(f'{slug}_100', slug, dict(train_puzzles=100), note='100 training puzzles.')
+
 EXPERIMENTS = (
     Experiment('lattice', note='Weights shared over digits, cells and lines.'),
-    Experiment('lattice_attention', 'lattice', dict(network='attention', turn=True), _TRANSFORMER, note='The Lattice Deduction Transformer.'),
-    *(Experiment(f'lattice_loops_{n}', 'lattice', dict(loops=n)) for n in (1, 2, 4, 16, 32)),
+    Experiment('lattice_six', 'lattice', at=dict(laptop=dict(steps=1_000, puzzles=60_000, test_puzzles=10_000, chains=(1, 8, 64), rounds=60)),
+               note='6x6 boards until nothing is left to solve.'),
+    *(Experiment(f'lattice_loops_{n}', 'lattice', dict(loops=n)) for n in _LOOPS),
+    *(Experiment(f'lattice_loops_{n}_equal_flop', 'lattice', dict(loops=n), dict(laptop=dict(steps=_STEPS * 8 // n, warmup=50 * 8 // n, eval_every=_STEPS * 4 // n)),
+                 note='As much arithmetic in training as eight loops.') for n in _LOOPS),
+    Experiment('lattice_last_loop', 'lattice', dict(supervise='last'), note='Only the last loop carries loss.'),
     Experiment('lattice_no_conflict', 'lattice', dict(conflict_weight=0., conflict=1.), note='Nobody calls a conflict; chains end on empty cells and broken rules.'),
     Experiment('lattice_equal_weights', 'lattice', dict(true_weight=1., false_weight=1.), note='True and false candidates priced alike.'),
     Experiment('lattice_no_digit', 'lattice', dict(digit_weight=0.), note='Guesses are drawn from a head that was never trained.'),
-    Experiment('lattice_last_loop', 'lattice', dict(supervise='last')),
     Experiment('lattice_off_policy', 'lattice', dict(on_policy=False), note='States made from solutions instead of by the network.'),
     Experiment('lattice_patient', 'lattice', dict(patient=True), note='Guesses only when nothing can be struck out.'),
+    Experiment('lattice_100', 'lattice', dict(train_puzzles=100), note='100 training puzzles.'),
+    *_and_few('lattice_named', 'Digits have embeddings of their own.', change=dict(named=True)),
+    *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(named=True, turn=True)),
+    *_and_few('lattice_attention', 'The Lattice Deduction Transformer.', change=dict(network='attention', turn=True), at=_TRANSFORMER),
+    Experiment('lattice_attention_equal_flop', 'lattice_attention', at=dict(laptop=dict(steps=384, warmup=38)), note='As much arithmetic in training as the symmetric network.'),
 )
 
 # %% ../../nbs/sudoku/11_lattice_experiments.ipynb #0b14a878
