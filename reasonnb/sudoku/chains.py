@@ -17,7 +17,7 @@ from ..core.config import UserError
 from .board import Box, agrees, is_solved
 from .lattice import Reading, answer_of
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #6e0dcacf
+# %% ../../nbs/sudoku/10a_chains.ipynb #bb517bb6
 @dataclass(frozen=True)
 class Moves:
     "How bold a chain is."
@@ -25,11 +25,13 @@ class Moves:
     conflict: float = .5  # a conflict called with a larger probability ends the chain
     temperature: float = 1.5  # of guesses, 0 = the likeliest digit
     patient: bool = False  # guess only when nothing was struck out
+    focus: float = 0.  # weight of a cell in the draw of the one to guess: probability of its likeliest digit to this power, 0 = any open cell
 
     def __post_init__(self):
         for name in ('threshold', 'conflict'):
             if not 0 <= getattr(self, name) <= 1: raise UserError(f'{name}={getattr(self, name)}: a probability from 0 to 1 is needed')
-        if self.temperature < 0: raise UserError(f'temperature={self.temperature}: must be at least 0')
+        for name in ('temperature', 'focus'):
+            if not getattr(self, name) >= 0: raise UserError(f'{name}={getattr(self, name)}: must be at least 0')
 
 class Moved(NamedTuple):
     "States after a move."
@@ -38,7 +40,7 @@ class Moved(NamedTuple):
     full: Tensor  # every cell has one candidate, right or wrong, bool `(batch,)`
     guessed: Tensor  # a cell was pinned, bool `(batch,)`
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #ebbd472a
+# %% ../../nbs/sudoku/10a_chains.ipynb #9635d91b
 def draw(weights:Tensor, # `(batch, n)`, at least 0; rows without any weight give 0
          uniform:Tensor, # `(batch,)` in [0, 1)
         ) -> Tensor: # `(batch,)` index into a row
@@ -46,17 +48,17 @@ def draw(weights:Tensor, # `(batch, n)`, at least 0; rows without any weight giv
     steps = weights.cumsum(-1)
     return (steps <= (uniform * steps[:, -1])[:, None]).sum(-1).clamp(max=weights.shape[1] - 1)
 
-def _pin(alive:Tensor, digit:Tensor, uniform:Tensor, temperature:float) -> Tensor:
+def _pin(alive:Tensor, digit:Tensor, uniform:Tensor, rules:Moves) -> Tensor:
     "One open cell of each state pinned to one of its candidates; `uniform` is `(batch, 2)`."
-    rows = torch.arange(len(alive), device=alive.device)
-    cell = draw((alive.sum(-1) > 1).float(), uniform[:, 0])
+    rows, sure = torch.arange(len(alive), device=alive.device), digit.float().masked_fill(~alive, -1e4).softmax(-1).amax(-1)
+    cell = draw(torch.where(alive.sum(-1) > 1, sure ** rules.focus, 0.), uniform[:, 0])
     logits = digit[rows, cell].float().masked_fill(~alive[rows, cell], -torch.inf)
-    choice = draw((logits / temperature).softmax(-1), uniform[:, 1]) if temperature else logits.argmax(-1)
+    choice = draw((logits / rules.temperature).softmax(-1), uniform[:, 1]) if rules.temperature else logits.argmax(-1)
     pinned = alive.clone()
     pinned[rows, cell] = F.one_hot(choice, alive.shape[-1]).bool()
     return pinned
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #8fcb2e35
+# %% ../../nbs/sudoku/10a_chains.ipynb #58332796
 def move(alive:Tensor, # bool `(batch, cells, digits)`
          reading:Reading, # what the network says of them
          rules:Moves,
@@ -70,7 +72,7 @@ def move(alive:Tensor, # bool `(batch, cells, digits)`
     dead = (left == 0).any(-1) | (reading.conflict.sigmoid() > rules.conflict)
     guess = ~dead & (left > 1).any(-1)
     if rules.patient: guess &= (kept == alive).flatten(1).all(-1)
-    after = torch.where(guess[:, None, None], _pin(kept, reading.digit, uniform, rules.temperature), kept)
+    after = torch.where(guess[:, None, None], _pin(kept, reading.digit, uniform, rules), kept)
     return Moved(after, dead, (after.sum(-1) == 1).all(-1) & ~dead, guess)
 
 # %% ../../nbs/sudoku/10a_chains.ipynb #4c097a27

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LatticeConfig', 'build_lattice', 'made_states', 'Pool', 'DeductionTask']
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #bc973272
-from dataclasses import dataclass
+# %% ../../nbs/sudoku/10c_deduction.ipynb #69ac1f7a
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from .lattice import AttentionLattice, Lattice, SymmetricLattice, candidates, la
 from .reasoner import Effort, Reasoned, reason
 from .symmetry import random_symmetry
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #997b5556
+# %% ../../nbs/sudoku/10c_deduction.ipynb #335d9c7c
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
@@ -35,6 +35,7 @@ class LatticeConfig(Data):
     d_ff: int = 512
     named: bool = False  # symmetric network: digits have embeddings of their own
     loops: int = 16  # in training and in a move
+    early_loops: int = 0  # in the first half of training, 0 = as many
     supervise: Literal['all', 'last'] = 'all'  # loops that carry loss
     true_weight: float = 4.0  # of a true candidate in the loss of what is kept
     false_weight: float = 0.5  # of a false one
@@ -44,6 +45,8 @@ class LatticeConfig(Data):
     conflict: float = 0.6  # conflicts called with a larger one end a chain; never in training
     temperature: float = 1.5  # of guesses
     patient: bool = False  # guess only when nothing was struck out
+    focus: float = 0.  # of guesses on cells that are nearly certain, 0 = any open cell
+    linger: float = 0.  # chance that a training board which has lost its solution stays for another move
     on_policy: bool = True  # states of the network's own making; False: made from the solution
     turn: bool = True  # a random symmetry of every new board
     max_age: int = 100  # moves after which a slot gets a new board
@@ -56,6 +59,8 @@ class LatticeConfig(Data):
         super().check()
         for name in ('d_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age'):
             if getattr(self, name) < 1: raise UserError(f'{name}={getattr(self, name)}: must be at least 1')
+        if not 0 <= self.linger < 1: raise UserError(f'linger={self.linger}: a probability below 1 is needed')
+        if self.early_loops < 0: raise UserError(f'early_loops={self.early_loops}: must be at least 0')
         if self.network == 'attention' and self.d_model % self.heads: raise UserError(f'heads={self.heads} does not divide d_model={self.d_model}')
         if self.named and self.network != 'symmetric': raise UserError("named=True is for network='symmetric'; the transformer knows the digits by name anyway")
         if self.sam_rho: raise UserError('sam_rho: the pool moves with every gradient, SAM would move it twice; use sam_rho=0')
@@ -63,7 +68,11 @@ class LatticeConfig(Data):
 
     def effort(self, *chains:int) -> Effort:
         "What the test may spend; with other numbers of chains if asked for."
-        return Effort(chains or self.chains, self.rounds, self.loops, Moves(self.threshold, self.conflict, self.temperature, self.patient))
+        return Effort(chains or self.chains, self.rounds, self.loops, self.rules())
+
+    def rules(self, **change) -> Moves:
+        "How its chains move, in training and in tests."
+        return replace(Moves(self.threshold, self.conflict, self.temperature, self.patient, self.focus), **change)
 
 def build_lattice(c:LatticeConfig) -> Lattice:
     "The network that a config describes, initialised from its seed."
@@ -89,7 +98,7 @@ def made_states(puzzles:Tensor, # `(batch, cells)`, 0 = blank
     alive[spoilt, cell[spoilt]] = F.one_hot(wrong[spoilt], box.N).bool()
     return alive
 
-# %% ../../nbs/sudoku/10c_deduction.ipynb #5ce62db6
+# %% ../../nbs/sudoku/10c_deduction.ipynb #3626ee55
 class Pool(Boards):
     "Boards in slots, carried on by the network that learns from them."
     parallel = False
@@ -107,7 +116,9 @@ class Pool(Boards):
         puzzles, solutions = new['puzzles'].long(), new['solutions'].long()
         if c.turn: puzzles, solutions = random_symmetry(self.box, n, rng)(puzzles, solutions)
         alive = candidates(puzzles, self.box) if c.on_policy else made_states(puzzles, solutions, self.box, rng)
-        return Batch(dict(alive=alive, solutions=solutions, uniform=torch.rand(n, 2, generator=rng), slot=torch.arange(n)), torch.ones(n))
+        loops = c.early_loops if c.early_loops and step < c.steps / 2 else c.loops
+        return Batch(dict(alive=alive, solutions=solutions, uniform=torch.rand(n, 2, generator=rng), stays=torch.rand(n, generator=rng) < c.linger, slot=torch.arange(n),
+                          loops=torch.full((n,), loops)), torch.ones(n))
 
     def backward(self, batch:Batch) -> dict[str, Tensor]:
         "Loss of the states in the slots of this batch, its gradient, and the states after one move."
@@ -117,13 +128,13 @@ class Pool(Boards):
         fresh = self.pool['age'][slot] < 0
         alive, solutions = (torch.where(fresh.view(-1, *(1,) * (batch[name].dim() - 1)), batch[name], self.pool[name][slot]) for name in ('alive', 'solutions'))
         age = torch.where(fresh, 0, self.pool['age'][slot])
-        readings = self.model(alive, c.loops)
+        readings = self.model(alive, int(batch['loops'][0]))
         terms = lattice_loss(readings, alive, solutions, true=c.true_weight, false=c.false_weight, digit=c.digit_weight, conflict=c.conflict_weight, supervise=c.supervise)
         terms['loss'].backward()
         with torch.no_grad():
             lost = ~alive.gather(2, solutions[..., None] - 1).squeeze(-1).all(-1)
-            moved = move(alive, readings[-1], Moves(c.threshold, 1., c.temperature, c.patient), batch['uniform'])
-            over = moved.full | moved.dead | lost | (age + 1 >= c.max_age) | torch.full_like(lost, not c.on_policy)
+            moved = move(alive, readings[-1], c.rules(conflict=1.), batch['uniform'])
+            over = moved.full | moved.dead | lost & ~batch['stays'] | (age + 1 >= c.max_age) | torch.full_like(lost, not c.on_policy)
             for name, value in dict(alive=moved.alive, solutions=solutions, age=torch.where(over, -1, age + 1)).items(): self.pool[name][slot] = value
         return terms | dict(lost=lost.float().mean(), age=age.float().mean(), open_cells=(alive.sum(-1) > 1).float().mean())
 

@@ -10,23 +10,24 @@ from ..core.config import Experiment, System
 from .config import ALL
 from .deduction import DeductionTask, LatticeConfig
 
-# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #7ba5b84b
+# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #89866207
 _SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, turn=False)
 _RECIPE = dict(lr=3e-3, weight_decay=.1, schedule='cosine', relabel=False, difficulty=ALL)
+_SEARCH = dict(focus=20., temperature=1., linger=.5)  # for boards on which guesses are dear
 SCALES = {
     'smoke': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=400, train_puzzles=0, test_puzzles=40, validation_puzzles=20, d_model=12, d_ff=24, loops=3,
                                      batch_size=16, steps=20, warmup=5, eval_every=10, chains=(1, 4), rounds=12),
     'laptop': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=1_000, validation_puzzles=100,
                                       batch_size=32, steps=500, warmup=50, eval_every=250, chains=(1, 8), rounds=20),
-    'laptop9': _SMALL | _RECIPE | dict(data='generated', puzzles=60_000, train_puzzles=0, test_puzzles=500, validation_puzzles=100,
-                                       batch_size=32, steps=20_000, warmup=200, eval_every=1_000, checkpoint_every=200),
-    'h200': _SMALL | _RECIPE | dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=500, d_model=64, d_ff=128, layers=2, loops=16,
+    'laptop9': _SMALL | _RECIPE | _SEARCH | dict(data='public:clue17,se11,hard_25_clues', train_puzzles=0, test_puzzles=100, validation_puzzles=50, loops=16, early_loops=8,
+                                                 batch_size=32, steps=14_000, warmup=200, eval_every=2_000, checkpoint_every=200, chains=(1, 8), rounds=60),
+    'h200': _SMALL | _RECIPE | _SEARCH | dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=500, d_model=64, d_ff=128, layers=2, loops=16,
                                     batch_size=512, steps=3_000, warmup=300, eval_every=500, precision='bfloat16', compile=True),
     'log': _RECIPE | dict(data='public:se11', train_puzzles=1_000, test_puzzles=2_000, validation_puzzles=500, batch_size=512, steps=2_000, warmup=200, eval_every=500,
                           precision='bfloat16', compile=True),
 }
 
-# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #56b726da
+# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #e0e26cb5
 _TRANSFORMER = dict(smoke=dict(d_model=16, d_ff=32), laptop=dict(d_model=48, d_ff=192, layers=2, heads=3), laptop9=dict(d_model=64, d_ff=256, layers=2, heads=4),
                     h200=dict(d_model=128, d_ff=512, layers=4, heads=4))
 _LOOPS = (1, 2, 4, 16, 32)
@@ -49,6 +50,8 @@ EXPERIMENTS = (
     Experiment('lattice_no_digit', 'lattice', dict(digit_weight=0.), note='Guesses are drawn from a head that was never trained.'),
     Experiment('lattice_off_policy', 'lattice', dict(on_policy=False), note='States made from solutions instead of by the network.'),
     Experiment('lattice_patient', 'lattice', dict(patient=True), note='Guesses only when nothing can be struck out.'),
+    Experiment('lattice_focus', 'lattice', dict(focus=20., temperature=1.), note='Guesses on cells that are nearly certain.'),
+    Experiment('lattice_linger', 'lattice', dict(linger=.5), note='Lost boards stay in the pool for a while.'),
     Experiment('lattice_100', 'lattice', dict(train_puzzles=100), note='100 training puzzles.'),
     *_and_few('lattice_named', 'Digits have embeddings of their own.', change=dict(named=True)),
     *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(named=True, turn=True)),
