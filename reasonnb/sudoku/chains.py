@@ -17,7 +17,7 @@ from ..core.config import UserError
 from .board import Box, agrees, is_solved
 from .lattice import Reading, answer_of
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #bb517bb6
+# %% ../../nbs/sudoku/10a_chains.ipynb #2d4bd298
 @dataclass(frozen=True)
 class Moves:
     "How bold a chain is."
@@ -26,6 +26,7 @@ class Moves:
     temperature: float = 1.5  # of guesses, 0 = the likeliest digit
     patient: bool = False  # guess only when nothing was struck out
     focus: float = 0.  # weight of a cell in the draw of the one to guess: probability of its likeliest digit to this power, 0 = any open cell
+    fewest: bool = False  # guess only in cells with the fewest candidates
 
     def __post_init__(self):
         for name in ('threshold', 'conflict'):
@@ -39,8 +40,9 @@ class Moved(NamedTuple):
     dead: Tensor  # the chain is over without an answer, bool `(batch,)`
     full: Tensor  # every cell has one candidate, right or wrong, bool `(batch,)`
     guessed: Tensor  # a cell was pinned, bool `(batch,)`
+    other: Tensor  # the state if that guess was wrong, bool `(batch, cells, digits)`
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #9635d91b
+# %% ../../nbs/sudoku/10a_chains.ipynb #5568970d
 def draw(weights:Tensor, # `(batch, n)`, at least 0; rows without any weight give 0
          uniform:Tensor, # `(batch,)` in [0, 1)
         ) -> Tensor: # `(batch,)` index into a row
@@ -51,14 +53,16 @@ def draw(weights:Tensor, # `(batch, n)`, at least 0; rows without any weight giv
 def _pin(alive:Tensor, digit:Tensor, uniform:Tensor, rules:Moves) -> Tensor:
     "One open cell of each state pinned to one of its candidates; `uniform` is `(batch, 2)`."
     rows, sure = torch.arange(len(alive), device=alive.device), digit.float().masked_fill(~alive, -1e4).softmax(-1).amax(-1)
-    cell = draw(torch.where(alive.sum(-1) > 1, sure ** rules.focus, 0.), uniform[:, 0])
+    left = alive.sum(-1)
+    may = left == torch.where(left > 1, left, left.new_tensor(alive.shape[-1] + 1)).amin(-1, keepdim=True) if rules.fewest else left > 1
+    cell = draw(torch.where(may, sure ** rules.focus, 0.), uniform[:, 0])
     logits = digit[rows, cell].float().masked_fill(~alive[rows, cell], -torch.inf)
     choice = draw((logits / rules.temperature).softmax(-1), uniform[:, 1]) if rules.temperature else logits.argmax(-1)
     pinned = alive.clone()
     pinned[rows, cell] = F.one_hot(choice, alive.shape[-1]).bool()
     return pinned
 
-# %% ../../nbs/sudoku/10a_chains.ipynb #58332796
+# %% ../../nbs/sudoku/10a_chains.ipynb #3afc7ee0
 def move(alive:Tensor, # bool `(batch, cells, digits)`
          reading:Reading, # what the network says of them
          rules:Moves,
@@ -73,7 +77,8 @@ def move(alive:Tensor, # bool `(batch, cells, digits)`
     guess = ~dead & (left > 1).any(-1)
     if rules.patient: guess &= (kept == alive).flatten(1).all(-1)
     after = torch.where(guess[:, None, None], _pin(kept, reading.digit, uniform, rules), kept)
-    return Moved(after, dead, (after.sum(-1) == 1).all(-1) & ~dead, guess)
+    where = (after != kept).any(-1, keepdim=True)
+    return Moved(after, dead, (after.sum(-1) == 1).all(-1) & ~dead, guess, kept & ~(where & after))
 
 # %% ../../nbs/sudoku/10a_chains.ipynb #4c097a27
 def keeps_rules(alive:Tensor, # bool `(batch, cells, digits)`

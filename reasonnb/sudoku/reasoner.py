@@ -19,7 +19,7 @@ from .chains import Moves, keeps_rules, move
 from .lattice import Lattice, Reading, answer_of, candidates
 from .symmetry import Symmetry, random_symmetry
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #6368465c
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #76eda78e
 @dataclass(frozen=True)
 class Effort:
     "What a board may cost before the reasoner abstains."
@@ -30,6 +30,7 @@ class Effort:
     fall: float = .5  # an attempt's threshold by that of the one before
     levels: int = 7  # thresholds before they start again
     agreement: int = 1  # answers of different attempts that must be the same; from 2 on, boards with several solutions are noticed
+    memory: int = 0  # guesses a chain can take back, 0 = a contradiction ends the attempt
     seed: int = 0
     batch: int = 512  # states in a network call
 
@@ -37,12 +38,13 @@ class Effort:
         if not self.chains or list(self.chains) != sorted(set(self.chains)) or self.chains[0] < 1: raise UserError(f'chains={self.chains}: rising numbers from 1 are needed')
         for name in ('rounds', 'loops', 'levels', 'agreement', 'batch'):
             if getattr(self, name) < 1: raise UserError(f'{name}={getattr(self, name)}: must be at least 1')
+        if self.memory < 0: raise UserError(f'memory={self.memory}: must be at least 0')
 
     def threshold(self, chain:int, attempt:int) -> float:
         "That of an attempt; chains side by side begin at different ones."
         return self.moves.threshold * self.fall ** ((chain + attempt) % self.levels)
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #b1975f44
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #504258ef
 @dataclass
 class Attempts:
     "Chains under way, one row each."
@@ -56,6 +58,8 @@ class Attempts:
     digits: Tensor  # of it, `(rows, digits + 1)`
     givens: Tensor  # in that symmetry, `(rows, cells)`
     alive: Tensor  # the state, bool `(rows, cells, digits)`
+    others: Tensor  # states to go back to, the oldest first, bool `(rows, memory, cells, digits)`
+    depth: Tensor  # how many of them there are, `(rows,)`
 
     def __len__(self): return len(self.board)
 
@@ -74,7 +78,25 @@ class Attempts:
     @property
     def symmetry(self) -> Symmetry: return Symmetry(self.source, self.digits)
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #b01aac07
+    def remember(self, which:Tensor, other:Tensor):
+        "Where to go on should the guess just made be wrong; of too many, the oldest is forgotten."
+        if not self.others.shape[1]: return
+        full = which & (self.depth == self.others.shape[1])
+        self.others[full] = self.others[full].roll(-1, 1)
+        self.depth[full] -= 1
+        rows = which.nonzero().flatten()
+        self.others[rows, self.depth[rows]] = other[rows]
+        self.depth[rows] += 1
+
+    def go_back(self, which:Tensor) -> Tensor: # bool `(rows,)`, those that could
+        "Take the last guess back: its digit is struck out where it was guessed."
+        which = which & (self.depth > 0)
+        rows = which.nonzero().flatten()
+        self.depth[rows] -= 1
+        self.alive[rows] = self.others[rows, self.depth[rows]]
+        return which
+
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #d0d68ae7
 def begin(puzzles:Tensor, # `(batch, cells)` on the CPU, 0 = blank
           which:list[tuple[int, int, int]], # (board, chain, attempt) of each row
           box:Box,
@@ -94,7 +116,7 @@ def begin(puzzles:Tensor, # `(batch, cells)` on the CPU, 0 = blank
     source, digits = (torch.cat([getattr(m, name) for m in moves]) for name in ('source', 'digits')) if turn and which else still
     givens = Symmetry(source, digits)(puzzles[board].long())
     return Attempts(board, chain, attempt, torch.tensor(bars), torch.zeros_like(board), torch.stack(uniform) if uniform else torch.zeros(0, box.cells + 1, 2),
-                    source, digits, givens, candidates(givens, box))
+                    source, digits, givens, candidates(givens, box), torch.zeros(len(which), effort.memory, box.cells, box.N, dtype=torch.bool), torch.zeros_like(board))
 
 # %% ../../nbs/sudoku/10b_reasoner.ipynb #bd0a204a
 class Reasoned(NamedTuple):
@@ -111,7 +133,7 @@ def call(network:Lattice, alive:Tensor, effort:Effort) -> Reading:
     parts = [network(part, effort.loops)[-1] for part in alive.split(effort.batch)]
     return Reading(*(torch.cat(column) for column in zip(*parts)))
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #50e99174
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #713be8da
 class Search:
     "The boards, and what is known of them so far."
     def __init__(self, network:Lattice, puzzles:Tensor, box:Box, effort:Effort):
@@ -130,30 +152,35 @@ class Search:
         return Attempts(**{f.name: getattr(rows, f.name).to(self.device) for f in fields(rows)})
 
     def round(self, rows:Attempts) -> Attempts:
-        "One move of every chain; boards that are finished leave, chains that have ended begin anew."
-        uniform = rows.uniform[torch.arange(len(rows), device=self.device), rows.guesses.clamp(max=self.box.cells)]
+        "One move of every chain; boards that are finished leave, chains that have ended go back or begin anew."
+        uniform = rows.uniform[torch.arange(len(rows), device=self.device), rows.guesses % (self.box.cells + 1)]
         moved = move(rows.alive, call(self.network, rows.alive, self.effort), self.effort.moves, uniform, rows.threshold)
         rows.alive, rows.guesses = moved.alive, rows.guesses + moved.guessed
+        rows.remember(moved.guessed, moved.other)
         self.moves += torch.bincount(rows.board.cpu(), minlength=len(self.puzzles))
-        if moved.full.any(): self.note(rows.select(moved.full))
-        going, ended = self.unfinished().to(self.device)[rows.board], moved.full | moved.dead
+        failed = moved.dead.clone()
+        if moved.full.any(): failed[moved.full] = ~self.note(rows.select(moved.full)).to(self.device)
+        ended = moved.full | moved.dead
+        ended &= ~rows.go_back(failed)
+        going = self.unfinished().to(self.device)[rows.board]
         ended, rows = ended[going], rows.select(going)
         if ended.any():
             old = rows.select(ended)
             rows.put(ended, self.begin(torch.stack([old.board, old.chain, old.attempt + 1], 1).tolist()))
         return rows
 
-    def note(self, full:Attempts):
-        "Look at full boards: right by the rules, and the same as before?"
+    def note(self, full:Attempts) -> Tensor: # bool `(rows,)`, right by the rules
+        "Look at full boards: right, and the same as before?"
         answers, right = full.symmetry.inverse()(answer_of(full.alive)).cpu(), keeps_rules(full.alive, full.givens, self.box).cpu()
         for board, chain, attempt, answer, good in zip(full.board.tolist(), full.chain.tolist(), full.attempt.tolist(), answers, right.tolist()):
-            if not chain and not attempt: self.bare[board] = answer
+            if not chain and not attempt and not self.bare[board].any(): self.bare[board] = answer
             if not good: continue
             if not self.found[board]: self.answers[board] = answer
             self.several[board] |= bool((answer != self.answers[board]).any())
             self.found[board] += 1
+        return right
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #a093204e
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #5b958feb
 def reason(network:Lattice, # left in the mode it was in
            puzzles:Tensor, # `(batch, cells)` digits, 0 = blank
            box:Box,
@@ -172,7 +199,6 @@ def reason(network:Lattice, # left in the mode it was in
         for _ in range(effort.rounds):
             if len(rows): rows = search.round(rows)
     network.train(training)
-    verdicts = ['impossible' if not p else 'several' if s else 'solved' if f >= effort.agreement else 'abstained'
-                for p, s, f in zip(search.possible, search.several, search.found)]
+    verdicts = ['impossible' if not p else 'several' if s else 'solved' if f else 'abstained' for p, s, f in zip(search.possible, search.several, search.found)]
     shown = torch.tensor([v in ('solved', 'several') for v in verdicts], dtype=torch.bool)
     return Reasoned(verdicts, search.answers * shown[:, None], search.bare, search.moves, search.chains)
