@@ -1,0 +1,217 @@
+"""The trained solver as people use it: damaged files, odd lines, streams, interrupts; and what must hold for every answer."""
+import gzip, hashlib, json, os, signal, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from typer.testing import CliRunner
+
+from reasonnb.core.config import UserError
+from reasonnb.lab.cli import app
+from reasonnb.sudoku import benchmark
+from reasonnb.sudoku.board import Box, agrees, is_solved, parse, to_line, to_lines
+from reasonnb.sudoku.generator import generate
+from reasonnb.sudoku.solving import checkpoints, load_solver, read_lines, solve
+
+REPO = Path(__file__).resolve().parents[1]
+SMALL = Box(2, 3)
+PUZZLES, SOLUTIONS = generate(40, SMALL, seed=11)
+LINES, ANSWERS = to_lines(PUZZLES, SMALL), to_lines(SOLUTIONS, SMALL)
+NO_SOLUTION = '12345.' + '.' * 12 + '.....6' + '.' * 12  # no digit is left for the last cell of the first row
+
+
+def shell(*words): return CliRunner().invoke(app, ['solve', *map(str, words)])
+
+
+def process(*words, **more):
+    return subprocess.Popen([sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', 'solve', *map(str, words)], cwd=REPO, text=True, bufsize=1,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    "A copy of the shipped files for 6x6 boards."
+    source = checkpoints()[SMALL]
+    for path in (source, source.with_suffix('.json')): (tmp_path/path.name).write_bytes(path.read_bytes())
+    return tmp_path/source.name
+
+
+def rehash(path):
+    "Make the description believe in the weights."
+    about = json.loads(path.with_suffix('.json').read_text())
+    path.with_suffix('.json').write_text(json.dumps(about | {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}))
+
+
+def spoil_weights(path):
+    state = torch.load(path, weights_only=True)
+    state['config']['d_model'] = 16
+    torch.save(state, path)
+    rehash(path)
+
+
+def rename_field(path):
+    state = torch.load(path, weights_only=True)
+    state['config']['breadth'] = 16
+    torch.save(state, path)
+    rehash(path)
+
+
+def overwrite(path, content, believed=False):
+    path.write_bytes(content)
+    if believed: rehash(path)
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda p: overwrite(p, p.read_bytes()[:-1000]), 'SHA-256 differs'),
+    (lambda p: overwrite(p, b''), 'SHA-256 differs'),
+    (lambda p: overwrite(p, p.read_bytes() + b'x'), 'SHA-256 differs'),
+    (lambda p: overwrite(p, p.read_bytes()[:-1000], True), 'holds no weights'),
+    (lambda p: overwrite(p, b'', True), 'holds no weights'),
+    (lambda p: overwrite(p.with_suffix('.json'), b'{"sha256": '), 'is not valid JSON'),
+    (lambda p: overwrite(p.with_suffix('.json'), b'[]'), 'SHA-256 differs'),
+    (lambda p: p.with_suffix('.json').unlink(), 'lattice-2x3.json is missing'),
+    (lambda p: p.unlink(), 'no checkpoint'),
+    (spoil_weights, 'do not fit its settings'),
+    (rename_field, 'breadth'),
+])
+def test_a_damaged_pair_is_one_line(pair, damage, message):
+    damage(pair)
+    with pytest.raises(UserError, match=message): load_solver(checkpoint=pair)
+    done = shell(LINES[0], '--checkpoint', pair)
+    assert done.exit_code == 2 and done.stdout == '' and message in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_shapes_without_a_checkpoint(pair, monkeypatch):
+    with pytest.raises(UserError, match='is for 2x3 boxes, the puzzle has 3x3'): solve('.' * 81, checkpoint=pair)
+    with pytest.raises(UserError, match='no checkpoint for 4x4 boxes; there are some for 2x3, 3x3'): solve('.' * 256)
+    done = shell('.' * 81, '--checkpoint', pair)
+    assert done.exit_code == 1 and '81 characters; a board has 36' in done.stderr
+    monkeypatch.setenv('REASONNB_ROOT', str(pair.parent))
+    (pair.parent/'nbs').mkdir(), (pair.parent/'settings.ini').touch()
+    done = shell(LINES[0])
+    assert done.exit_code == 2 and 'there is none in data/checkpoints' in done.stderr
+
+
+def test_a_file_as_it_comes(tmp_path):
+    file = tmp_path/'mixed.csv'
+    rows = ['source,question,answer', f'a,{LINES[0]},{ANSWERS[0]}', '', '# a remark', f'b,{LINES[1][:-1]},', 'c', f'd,{LINES[2][:-1]}é,', f'e,"{LINES[3]}",wrong', f'f,11{"." * 34},', f'g,{LINES[4].replace(".", "0")},']
+    file.write_bytes(b'\xef\xbb\xbf' + '\r\n'.join(rows).encode())
+    done = shell(file)
+    shown, said = done.stdout.splitlines(), done.stderr.splitlines()
+    assert done.exit_code == 1
+    assert shown == [f'{ANSWERS[0]} solved', f'{ANSWERS[3]} solved', '11' + '.' * 34 + ' impossible', f'{ANSWERS[4]} solved']
+    assert [line.split(': ')[1].rpartition(' ')[2] for line in said[:-1]] == ['5', '6', '7', '9']
+    assert '35 characters' in said[0] and '1 fields' in said[1] and "'Ã'" not in said[2] and 'clue 1 stands twice' in said[3]
+    assert said[-1] == '3 solved, 3 unreadable, 1 impossible'
+    rows = [json.loads(line) for line in shell(file, '--json').stdout.splitlines()]
+    assert [row['line'] for row in rows] == [2, 5, 6, 7, 8, 9, 10] and rows[0]['answer'] == ANSWERS[0] and rows[1]['verdict'] == 'unreadable' and rows[5]['answer'] is None
+    assert rows[0]['moves'] > 0 and rows[0]['flop'] > 0
+
+
+def test_several_arguments_and_a_packed_file(tmp_path):
+    packed = tmp_path/'list.gz'
+    packed.write_bytes(gzip.compress('\n'.join(LINES[:3]).encode()))
+    done = shell(LINES[5], packed, LINES[6])
+    assert done.exit_code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [ANSWERS[i] for i in (5, 0, 1, 2, 6)]
+    assert shell(LINES[0]).stderr == ''  # one puzzle: nothing to sum up
+
+
+def test_what_cannot_be_read(tmp_path):
+    empty, binary = tmp_path/'empty.txt', tmp_path/'binary.txt'
+    empty.touch(), binary.write_bytes(b'\0\1\2' * 40)
+    for word, code, message in ((empty, 1, 'holds no puzzle'), (tmp_path/'gone.txt', 2, 'neither a file nor a puzzle'), (tmp_path, 2, 'is no file'), (binary, 2, 'is no text file')):
+        done = shell(word)
+        assert (done.exit_code, done.stdout) == (code, '') and message in done.stderr and done.stderr.count('\n') == 1, word
+    assert shell(LINES[0], tmp_path/'gone.txt').stdout == ''  # found out before anything is solved
+    if os.geteuid():
+        empty.chmod(0)
+        assert 'cannot be read' in shell(empty).stderr
+    for words in (('--chains', '-1', LINES[0]), ('--device', 'abacus', LINES[0])): assert shell(*words).exit_code == 2
+
+
+def test_puzzles_that_are_none():
+    none, several, clash = solve([NO_SOLUTION, '1' + '.' * 35, '11' + '.' * 34], chains=1, agreement=3)
+    assert (none.verdict, several.verdict, clash.verdict) == ('abstained', 'several', 'impossible')
+    assert not none.answer.any() and not clash.answer.any() and is_solved(several.answer, SMALL) and several.answer[0] == 1
+    done = shell(NO_SOLUTION, '--chains', 1)
+    assert done.exit_code == 1 and done.stdout == f'{NO_SOLUTION} abstained\n'
+    done = shell('--', LINES[7].replace('.', '-'))
+    assert done.stdout.startswith(ANSWERS[7])
+
+
+@pytest.mark.parametrize('odd', [np.zeros((2, 36)), np.full((1, 36), 7), np.full((1, 36), -1), torch.zeros(2, 2, 36, dtype=torch.long), [3], ['1' * 35], [LINES[0], 'x' * 36]])
+def test_odd_input_of_the_call(odd):
+    with pytest.raises(UserError): solve(odd)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 3))
+def test_answers_keep_rules_and_givens(seed, share, agreement):
+    "Full boards, minimal puzzles and everything between them and beyond."
+    puzzles, solutions = generate(3, SMALL, seed=seed)
+    rng = np.random.default_rng(seed)
+    puzzles[1] = np.where(rng.random(36) < share, solutions[1], 0)  # may have several solutions
+    puzzles[2] = rng.integers(0, 7, 36) * (rng.random(36) < share)  # may have none
+    for puzzle, found in zip(puzzles, solve(puzzles, chains=1, agreement=agreement)):
+        if found.verdict in ('solved', 'several'): assert is_solved(found.answer, SMALL) and agrees(puzzle, found.answer)
+        else: assert not found.answer.any()
+    assert solve(solutions)[0].verdict == 'solved'
+
+
+def test_alone_or_in_company():
+    together = solve(PUZZLES[:24])
+    for i in (0, 7, 21): assert str(solve(LINES[i])[0]) == str(together[i])
+    assert list(map(str, solve(torch.as_tensor(PUZZLES[:24])))) == list(map(str, together)) == list(map(str, solve(LINES[:24])))
+    assert [f.moves for f in solve(LINES[:24], seed=1)] != [f.moves for f in together]
+    grid = generate(1, Box(3, 3), seed=1)[1][0]
+    big, small = solve([np.where(np.arange(81) % 9 == 2, 0, grid), LINES[0]])  # both shapes in one call
+    assert (big.answer == grid).all() and to_line(small.answer, SMALL) == ANSWERS[0]
+
+
+def test_a_stream_is_answered_while_it_comes_and_can_be_stopped():
+    running = process('-')
+    running.stdin.write(LINES[0] + '\nrubbish\n')
+    assert running.stdout.readline() == f'{ANSWERS[0]} solved\n'  # the stream is still open
+    running.stdin.write(LINES[1][:10])  # half a line waits for its rest
+    running.stdin.flush()
+    running.stdin.write(LINES[1][10:] + '\n')
+    assert running.stdout.readline() == f'{ANSWERS[1]} solved\n'
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and 'Traceback' not in err and 'standard input line 2: 7 characters' in err and 'interrupted' in err
+
+
+def test_a_reader_that_leaves(tmp_path):
+    file = tmp_path/'many.txt'
+    file.write_text('\n'.join(LINES * 100))
+    running = process(file, '--agreement', 1)
+    assert running.stdout.readline().endswith('solved\n')
+    running.stdout.close()
+    assert 'Traceback' not in running.stderr.read() and running.wait(timeout=60) != 0
+
+
+def test_a_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    solver, path, real = load_solver(SMALL), tmp_path/'report.json', benchmark.run_tier
+    boards = benchmark.PuzzleSet(PUZZLES[:12], SOLUTIONS[:12], np.zeros(12, np.float32), np.arange(12, dtype=np.uint64), SMALL, 'toy', 'hash')
+    monkeypatch.setattr(benchmark, 'tiers_of', lambda solver: ('first', 'second', 'third'))
+    monkeypatch.setattr(benchmark, 'tier_boards', lambda tier, *rest: (boards, 40, 0))
+    monkeypatch.setattr(benchmark, 'make_splits', lambda config: {'train': boards})
+    done = []
+    def run(*args):
+        done.append(1)
+        if len(done) == 2: raise KeyboardInterrupt
+        return real(*args)
+    monkeypatch.setattr(benchmark, 'run_tier', run)
+    with pytest.raises(KeyboardInterrupt): benchmark.bench(solver, n=12, singles=1, path=path)
+    first = json.loads(path.read_text())['tiers']
+    assert list(first) == ['first']
+    report = benchmark.bench(solver, n=12, singles=1, path=path)
+    assert list(report['tiers']) == ['first', 'second', 'third'] and report['tiers']['first'] == first['first'] and len(done) == 4
+    row = report['tiers']['third']
+    assert row['wrong'] == 0 and row['solved'] + row['abstained'] + row['several'] == 12 and row['classical_per_second'] > 0
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match='not valid JSON'): benchmark.bench(solver, n=12, singles=1, path=path)
+    moved = solver._replace(about=solver.about | {'sha256': 'other'})
+    path.write_text(json.dumps(report))
+    assert benchmark.bench(moved, n=12, tiers=('first',), singles=1, path=path)['settings']['sha256'] == 'other'  # other weights: a new report
+    assert list(benchmark.table(report)['tier']) == ['first', 'second', 'third'] and len(benchmark.figure(report).axes) == 2
