@@ -1,0 +1,253 @@
+"Equilibria: energies against autograd, nine gradients against elimination, theory's power laws, and what is refused."
+import gzip
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from reasonnb.core.config import UserError
+from reasonnb.core.guards import TrainingError
+from reasonnb.equilibrium.data import MNIST, digits, load, mnist, read_idx, shifted
+from reasonnb.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
+from reasonnb.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
+from reasonnb.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope, pulled_gradients, saved_bytes, stepwise_updates,
+                                          summands_through_time, tiny)
+from reasonnb.equilibrium.relaxation import asymmetry, check, relax, spectral_radius
+from reasonnb.equilibrium.vector_field import CrossBlock, SelfBlock
+
+ENERGIES, BLOCKS = ('softmax', 'linear', 'none'), ('cross', 'cross_tokens', 'self')
+EXACT = EXACTLY.replace(iterations=600, nudged_iterations=600)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def far_off(kind, name, phases, **changes):
+    "Cosine and relative error of an estimator on a tiny network."
+    case = tiny(kind, **changes)
+    return agreement(gradient(*case, name, phases), exact_gradient(*case))
+
+
+# energies ------------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.floats(.01, 5.), tokens=st.integers(1, 6),
+       kind=st.sampled_from(['softmax', 'linear', 'logcosh', 'softplus', 'relu2']))
+def test_written_field_is_minus_the_gradient(seed, size, tokens, kind):
+    torch.manual_seed(seed)
+    part = (AttentionEnergy(6, 2, 3, kind, scale=1.) if kind in ('softmax', 'linear') else HopfieldEnergy(6, 9, kind, scale=1.)).double()
+    g = (torch.randn(2, tokens, 6).double() * size).requires_grad_()
+    slope, = torch.autograd.grad(part.energy(g).sum(), g)
+    torch.testing.assert_close(part.field(g), -slope, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(ENERGIES))
+def test_energy_falls_and_its_force_is_a_gradient(seed, kind):
+    model, images, _ = tiny(kind, seed)
+    u = model.drive(images).detach()
+    h, last = model.start(u), None
+    with torch.no_grad():
+        for _ in range(40):
+            now = model.energy(h, u)
+            assert last is None or (now <= last + 1e-11).all()
+            h, last = torch.lerp(h, model.field(h, u), .1), now
+    assert asymmetry(model.field, h, (u,), transform=model.activate).max() < 1e-9
+
+
+def test_written_field_is_the_same_in_single_precision():
+    torch.manual_seed(0)
+    model = EnergyTransformer(hidden=64)
+    u = model.drive(torch.rand(16, 1, 8, 8)).detach()
+    h = torch.randn_like(u).requires_grad_()
+    g = model.activate(h)
+    parts = sum(part.energy(g).sum() for part in model.parts)
+    torch.testing.assert_close(model.field(h, u), u - torch.autograd.grad(parts, g)[0], rtol=1e-5, atol=1e-5)
+
+
+# gradients -----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kind', ENERGIES + BLOCKS)
+def test_exact_estimators_agree_with_elimination(kind):
+    for name, phases in (('implicit', EXACT), ('bptt', EXACT.replace(iterations=300)), ('asymmetric', EXACT.replace(beta=.003))):
+        cosine, error = far_off(kind, name, phases, count=4)
+        assert cosine > 1 - 1e-8 and error < (1e-4 if name == 'asymmetric' else 1e-8), (name, error)
+
+
+@pytest.mark.parametrize('kind', ENERGIES)
+def test_equilibrium_propagation_is_the_gradient(kind):
+    for name, bound in (('ep_one_sided', .05), ('ep_symmetric', 1e-3), ('vector_field', 1e-3), ('holomorphic', 1e-6)):
+        cosine, error = far_off(kind, name, EXACT.replace(beta=.05), count=4)
+        assert error < bound and cosine > 1 - bound, (name, error)
+
+
+def test_error_falls_with_powers_one_two_and_four():
+    case, betas = tiny(count=4), [.01, .02, .04]
+    exact = exact_gradient(*case)
+    rows = pulled_gradients(*case, betas, EXACT)
+    assert loglog_slope(betas, errors(rows['ep_one_sided'], exact)) == pytest.approx(1, abs=.1)
+    assert loglog_slope(betas, errors(rows['ep_symmetric'], exact)) == pytest.approx(2, abs=.1)
+    betas = [.1, .2]
+    circle = [agreement(gradient(*case, 'holomorphic', EXACT.replace(beta=b)), exact)[1] for b in betas]
+    assert loglog_slope(betas, circle) == pytest.approx(4, abs=.3)
+
+
+def test_best_strength_follows_the_tolerance():
+    case, betas, tolerances = tiny(count=4), np.logspace(-4, .2, 18).tolist(), [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
+    exact, best = exact_gradient(*case), dict(ep_one_sided=[], ep_symmetric=[])
+    for t in tolerances:
+        rows = pulled_gradients(*case, betas, EXACT.replace(tolerance=t, nudged_tolerance=t, nudged_iterations=150))
+        for name in best: best[name].append(betas[int(errors(rows[name], exact).argmin())])
+    assert loglog_slope(tolerances, best['ep_one_sided']) == pytest.approx(1 / 2, abs=.12)
+    assert loglog_slope(tolerances, best['ep_symmetric']) == pytest.approx(1 / 3, abs=.1)
+
+
+@pytest.mark.parametrize('kind', ENERGIES)
+def test_each_nudged_step_is_a_summand_of_backpropagation(kind):
+    case = tiny(kind, count=4)
+    wanted, found = summands_through_time(*case, 8, EXACT), stepwise_updates(*case, 8, EXACT.replace(beta=3e-4))
+    assert ((found - wanted).norm(dim=1) < 1e-5 * wanted.norm(dim=1)).all()
+
+
+def test_asymmetry_biases_the_vector_field_rule_and_not_the_asymmetric_one():
+    rows = []
+    for tilt in (0., .05, .2):
+        torch.manual_seed(0)
+        model = Tilted(tilt, image=(1, 4, 4), patch=2, stride=2, width=8, heads=2, size=4, hidden=12, classes=3).double()
+        case = model, torch.rand(4, 1, 4, 4).double(), torch.tensor([0, 1, 2, 0])
+        p, exact = Problem(*case, EXACT), exact_gradient(*case)
+        rows.append([float(asymmetry(model.field, p.free.state, (p.u.detach(),), transform=model.activate).mean()),
+                     *(agreement(gradient(*case, name, EXACT.replace(beta=.003)), exact)[1] for name in ('vector_field', 'asymmetric'))])
+    assert rows[0][0] < 1e-9 and max(row[2] for row in rows) < 1e-4
+    assert rows[0][1] < 1e-4 and rows[2][1] / rows[1][1] == pytest.approx(rows[2][0] / rows[1][0], rel=.15)
+
+
+# batches -------------------------------------------------------------------------------------------------------------------
+
+def test_batch_is_the_mean_of_its_images():
+    for kind, name in (('softmax', 'ep_symmetric'), ('self', 'asymmetric'), ('cross', 'vector_field'), ('linear', 'holomorphic')):
+        model, images, labels = tiny(kind, count=3)
+        one = torch.stack([gradient(model, images[i:i + 1], labels[i:i + 1], name, EXACT) for i in range(3)]).mean(0)
+        assert agreement(one, gradient(model, images, labels, name, EXACT))[1] < 1e-8, name
+
+
+def test_only_the_batch_mean_depends_on_the_batch():
+    model, images, labels = tiny(count=4)
+    exact, loose = exact_gradient(model, images, labels), EXACT.replace(beta=.1, tolerance=1e-4, nudged_tolerance=1e-4)
+    off = {(nudge, times): agreement(gradient(model, images.repeat(times, 1, 1, 1), labels.repeat(times), 'ep_symmetric', loose.replace(nudge=nudge)), exact)[1]
+           for nudge in ('sample', 'batch_mean') for times in (1, 32)}
+    assert off['sample', 32] == pytest.approx(off['sample', 1], rel=1e-6)
+    assert off['batch_mean', 32] > 5 * off['sample', 32]
+
+
+def test_frozen_images_do_not_depend_on_their_batch():
+    model, images, _ = tiny('softmax', count=6)
+    u = model.drive(images).detach()
+    for solver in ('damped', 'anderson'):
+        together = relax(model.field, model.start(u), (u,), iterations=200, tolerance=1e-9, solver=solver)
+        alone = [relax(model.field, model.start(u[i:i + 1]), (u[i:i + 1],), iterations=200, tolerance=1e-9, solver=solver) for i in range(6)]
+        assert together.converged.all() and together.iterations.tolist() == [int(a.iterations) for a in alone]
+        torch.testing.assert_close(together.state, torch.cat([a.state for a in alone]), rtol=1e-9, atol=1e-9)
+
+
+def test_memory_does_not_grow_with_iterations():
+    model, images, labels = tiny()
+    def kept(name, n): return saved_bytes(lambda: estimate(model, images, labels, name, Phases(iterations=n, nudged_iterations=n, tolerance=0.)))
+    for name in ESTIMATORS:
+        if name == 'bptt': assert kept(name, 40) > 6 * kept(name, 5)
+        else: assert kept(name, 40) == kept(name, 5), name
+
+
+# what goes wrong -----------------------------------------------------------------------------------------------------------
+
+def test_bad_settings_get_one_clear_error_each():
+    case = tiny(count=2)
+    for wrong, message in ((lambda: Phases(beta=0.), 'beta=0.0: without a pull'), (lambda: Phases(beta=-1.), 'beta=-1.0'), (lambda: Phases(points=1), 'points=1'),
+                           (lambda: estimate(*case, 'ep_symetric'), "did you mean 'ep_symmetric'"),
+                           (lambda: estimate(*tiny('self', count=2), 'ep_symmetric'), 'needs an energy, and SelfBlock has none'),
+                           (lambda: estimate(*tiny(activation='relu2', count=2), 'holomorphic'), 'without kinks'),
+                           (lambda: estimate(*case, 'ep_one_sided', Phases(iterations=6, beta=.01, tolerance=0., poor='refuse')), 'is no gradient'),
+                           (lambda: estimate(*case, 'implicit', Phases(iterations=1, poor='refuse')), 'is not at rest'),
+                           (lambda: tiny('transformer'), 'unknown kind of network'), (lambda: CrossBlock(tied=True, attention='softmax'), 'tied=True')):
+        with pytest.raises(UserError, match=message.replace('?', r'\?')): wrong()
+    assert all(p.grad is None for p in case[0].parameters())
+
+
+def test_not_a_number_and_expanding_maps_stop_with_a_reason():
+    model, images, labels = tiny(count=3)
+    broken = images.clone()
+    broken[1] = float('nan')
+    with pytest.raises(TrainingError, match='1 of 3 images is not finite'): estimate(model, broken, labels)
+    with torch.no_grad(): model.readout.weight.fill_(float('nan'))
+    with pytest.raises(TrainingError, match='not finite'): estimate(model, images, labels)
+    start = torch.ones(2, 1).double()
+    wild = relax(lambda h: -3 * h + 1, start, iterations=60, tolerance=1e-6)
+    with pytest.raises(TrainingError, match='does not contract for 2 of 2'): check(wild)
+    assert spectral_radius(lambda h: -3 * h + 1, start, damping=1.).tolist() == pytest.approx([3, 3])
+
+
+def test_clipping_makes_a_map_contract_and_is_idempotent():
+    torch.manual_seed(0)
+    model = SelfBlock(width=16, heads=2, hidden=32, clip=.8).double()
+    with torch.no_grad():
+        for w, _ in model.clipped(): w.mul_(5)
+    model.project()
+    before = [w.clone() for w, _ in model.clipped()]
+    model.project()
+    assert all(torch.equal(w, b) for (w, _), b in zip(model.clipped(), before))
+    assert all(float(torch.linalg.matrix_norm(w.detach(), 2)) <= .8 * share + 1e-6 for w, share in model.clipped())
+    with pytest.raises(UserError, match='not finite'): clip_norm_(torch.full((2, 2), float('nan')), 1.)
+
+
+def test_dropout_leaves_no_fixed_point():
+    torch.manual_seed(0)
+    model = CrossBlock((1, 4, 4), 4, 1, 8, 2, 12, dropout=.1, classes=3, clip=.6).double()
+    u = model.drive(torch.rand(4, 1, 4, 4).double()).detach()
+    noisy = relax(model.field, model.start(u), (u,), iterations=150, tolerance=1e-4)
+    model.eval()
+    assert not noisy.converged.any() and relax(model.field, model.start(u), (u,), iterations=600, tolerance=1e-4).converged.all()
+
+
+# data ----------------------------------------------------------------------------------------------------------------------
+
+def test_parts_share_no_image():
+    data = digits()
+    rows = torch.cat([part.images for part in (data.train, data.validation, data.test)]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(rows) == 1797
+
+
+@settings(max_examples=40, deadline=None)
+@given(content=st.binary(max_size=60), pack=st.booleans())
+def test_any_other_file_is_refused_in_one_sentence(tmp_path_factory, content, pack):
+    path = tmp_path_factory.mktemp('idx') / 'file'
+    path.write_bytes(gzip.compress(content) if pack else content)
+    try: array, _ = read_idx(path)
+    except UserError as e: assert str(path) in str(e) and '\n' not in str(e)
+    else: assert array.size + 4 + 4 * array.ndim == len(content)
+
+
+def test_other_contents_under_the_names_of_mnist_are_refused(tmp_path, monkeypatch):
+    (tmp_path / 'mnist').mkdir()
+    for name in MNIST:
+        shape = (4, 2, 2) if 'images' in name else (4,)
+        head = bytes([0, 0, 8, len(shape)]) + b''.join(n.to_bytes(4, 'big') for n in shape)
+        (tmp_path / 'mnist' / f'{name}.gz').write_bytes(gzip.compress(head + bytes(range(int(np.prod(shape))))))
+    monkeypatch.setenv('REASONNB_DATA', str(tmp_path))
+    with pytest.raises(UserError, match="is not MNIST's train-images"): load('mnist')
+    assert len(mnist(tmp_path / 'mnist', validation=1).train) == 3  # asked for by path, it is taken as it is
+    assert os.environ['REASONNB_DATA']
+
+
+def test_shifts_keep_the_strokes():
+    images = torch.zeros(50, 1, 6, 6)
+    images[:, :, 2:4, 2:4] = torch.rand(50, 1, 2, 2)
+    moved = shifted(images, 2, 0., torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moved.sum((1, 2, 3)), images.sum((1, 2, 3)))
+    assert not torch.equal(moved, images)

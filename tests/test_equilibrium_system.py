@@ -1,0 +1,83 @@
+"""Equilibrium runs: that every configuration trains, that a run survives a kill, and that mistakes are named before time is lost."""
+import pytest
+import torch
+from reasonnb.core.config import UserError
+from reasonnb.core.guards import TrainingError
+from reasonnb.core.trainer import fit
+from reasonnb.equilibrium import data
+from reasonnb.equilibrium.claims import CLAIMS
+from reasonnb.equilibrium.task import EquilibriumTask
+from reasonnb.lab.catalogue import canonical, experiments, missing, resolve, system_of
+from reasonnb.lab.claims import ledger, orderings
+
+SLUGS = [slug for slug in experiments() if system_of(slug).name == 'equilibrium' and canonical(slug) == slug and (slug == 'beta_0_22_fixed' or not set(experiments()[slug][1].change) == {'beta'})]
+SHORT = dict(steps=2, eval_every=2, schedule='constant', warmup=0, train_images=64, iterations=3, nudged_iterations=2, device='cpu')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_section_that_trains_has_a_configuration(): assert missing('equilibrium') == []
+
+
+@pytest.mark.parametrize('slug', SLUGS)
+def test_every_configuration_trains(slug, tmp_path):
+    config = resolve(slug, 'smoke', **SHORT)
+    record = fit(EquilibriumTask(config), config, tmp_path)
+    metrics = record['metrics']
+    assert record['steps'] == 2 and metrics['loss'] > 0 and 0 <= metrics['test_accuracy'] <= 1 and metrics['n_test'] == 360
+    if config.estimator == 'bptt': assert metrics['memory_over_backprop'] == 1
+
+
+@pytest.mark.parametrize('slug', ['beta_0_20_annealed', 'equilibrium'])
+def test_a_killed_run_ends_with_the_same_numbers(slug, tmp_path):
+    config = resolve(slug, 'smoke', **SHORT | dict(steps=8, batch_size=32))
+    def die(step, terms):
+        if step == 5: raise SystemExit
+    whole = fit(EquilibriumTask(config), config, tmp_path / 'whole')
+    with pytest.raises(SystemExit): fit(EquilibriumTask(config), config, tmp_path / 'killed', on_step=die)
+    again = fit(EquilibriumTask(config), config, tmp_path / 'killed')
+    assert again['metrics'] == whole['metrics'] and again['best'] == whole['best']
+    assert [row['loss'] for row in again['curve']] == [row['loss'] for row in whole['curve']]
+
+
+def test_validation_never_meets_training_and_epochs_differ():
+    task = EquilibriumTask(resolve('equilibrium', 'smoke', train_images=0, shift=0, batch_size=64))
+    config, parts = task.config, task.data
+    seen = {image.numpy().tobytes() for image in parts.train.images}
+    for side in (parts.validation, parts.test): assert sum(image.numpy().tobytes() in seen for image in side.images) <= 2  # digits repeat themselves now and then
+    first, second = ([task.batch(start + i)['labels'] for i in range(3)] for start in (0, config.batches))
+    assert not all(map(torch.equal, first, second))
+
+
+def test_a_missing_data_set_is_named_with_its_places(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, 'data_folders', lambda: [tmp_path])
+    with pytest.raises(UserError, match='MNIST is missing .*REASONNB_DATA'): EquilibriumTask(resolve('beta_0_22_fixed', 'laptop'))
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(beta=0), 'nothing to measure'), (dict(estimator='ep_symetric'), 'expected one of'), (dict(network='cross'), "network='energy'"), (dict(dropout=.1), 'no fixed point'),
+    (dict(precision='bfloat16'), 'drowns'), (dict(compile=True), 'compile=False'), (dict(damping=1.5), 'at most 1'), (dict(batch_size=10_000), 'train_images')])
+def test_mistakes_are_named_before_anything_runs(change, message):
+    with pytest.raises(UserError, match=message): resolve('equilibrium', 'smoke', **change)
+
+
+def test_a_patch_that_leaves_pixels_unseen_is_refused():
+    with pytest.raises(UserError, match='unseen'): EquilibriumTask(resolve('equilibrium', 'smoke', patch=4, stride=3))
+
+
+def test_a_gradient_that_cannot_be_trusted_stops_a_run_that_asks_for_it(tmp_path):
+    config = resolve('equilibrium', 'smoke', **SHORT | dict(iterations=1, poor='refuse'))
+    with pytest.raises(TrainingError, match='not at rest'): fit(EquilibriumTask(config), config, tmp_path)
+
+
+def test_claims_have_names_of_the_log_and_no_function_fails():
+    assert set(CLAIMS) <= set(orderings('equilibrium')['claim_id'])
+    table = ledger(log='equilibrium').set_index('claim_id')
+    assert table.loc['eq_parser_sanity', 'verdict'] == 'holds'
+    assert not table['reason'].str.contains('function failed|no metric').any()
