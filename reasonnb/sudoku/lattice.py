@@ -59,7 +59,7 @@ class Lattice(nn.Module):
             readings.append(self.read(h))
         return readings
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #16ca14ad
+# %% ../../nbs/sudoku/10_lattice.ipynb #027dbf6e
 class SymmetricLattice(Lattice):
     "Candidates that speak to cell, row, column, box and segment; weights shared over digits, cells and lines."
     def __init__(self, box:Box,
@@ -90,6 +90,7 @@ class SymmetricLattice(Lattice):
         keep, digit, conflict = self.head(h).reshape(len(h), self.box.cells, self.box.N, 3).unbind(-1)
         return Reading(keep, digit, conflict.flatten(1).logsumexp(1) - math.log(conflict[0].numel()))
 
+# %% ../../nbs/sudoku/10_lattice.ipynb #d268438a
 class Constraints(nn.Module):
     "One exchange between candidates and the sets they belong to."
     def __init__(self, d_model:int, d_ff:int):
