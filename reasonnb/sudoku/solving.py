@@ -45,10 +45,10 @@ def _weights(state:dict, config:LatticeConfig) -> dict:
         for p, mean in zip((p for p in network.parameters() if p.requires_grad), state['ema']['shadow']): p.data.copy_(mean)
     return network.state_dict()
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #0dcd784d
+# %% ../../nbs/sudoku/10d_solving.ipynb #e7ba0864
 def ship(run_dir, # folder of a finished run of a lattice network
          path=None, # of the weights; None: data/checkpoints/lattice-ROWSxCOLS.pt
-         **search, # what differs from the run's own moves: `memory` of guesses, fields of `Moves`
+         **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
         ) -> Path: # of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
     if not (Path(run_dir) / 'record.json').exists(): raise UserError(f'{run_dir} holds no finished run: there is no record.json')
@@ -69,7 +69,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     write_json(path.with_suffix('.json'), about)
     return path
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #b9ca93af
+# %% ../../nbs/sudoku/10d_solving.ipynb #38bbe843
 _CHAINS, _ROUNDS = (1, 8, 64), 100
 
 class Solver(NamedTuple):
@@ -93,9 +93,9 @@ class Solver(NamedTuple):
         if chains < 0: raise UserError(f'chains={chains}: must be at least 1, or 0 for the usual number')
         stages = (*(n for n in _CHAINS if n < chains), chains) if chains else _CHAINS
         on_cpu = next(self.network.parameters()).device.type == 'cpu'
-        search = self.about['search']
-        moves = replace(own.moves, **{k: v for k, v in search.items() if k != 'memory'})
-        return replace(own, chains=stages, rounds=_ROUNDS, memory=search.get('memory', 0), moves=moves, agreement=agreement, seed=seed, batch=512 if on_cpu else 8192)
+        search = dict(self.about['search'])
+        deep = {k: search.pop(k) for k in ('memory', 'fall') if k in search}
+        return replace(own, chains=stages, rounds=_ROUNDS, moves=replace(own.moves, **search), **deep, agreement=agreement, seed=seed, batch=512 if on_cpu else 8192)
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #b3cea74a
 def _read_pair(path:Path) -> tuple[dict, dict]: # weights and settings, description
