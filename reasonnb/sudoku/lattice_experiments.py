@@ -27,7 +27,7 @@ SCALES = {
                           precision='bfloat16', compile=True),
 }
 
-# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #e0e26cb5
+# %% ../../nbs/sudoku/11_lattice_experiments.ipynb #c6d43622
 _TRANSFORMER = dict(smoke=dict(d_model=16, d_ff=32), laptop=dict(d_model=48, d_ff=192, layers=2, heads=3), laptop9=dict(d_model=64, d_ff=256, layers=2, heads=4),
                     h200=dict(d_model=128, d_ff=512, layers=4, heads=4))
 _LOOPS = (1, 2, 4, 16, 32)
@@ -53,8 +53,8 @@ EXPERIMENTS = (
     Experiment('lattice_focus', 'lattice', dict(focus=20., temperature=1.), note='Guesses on cells that are nearly certain.'),
     Experiment('lattice_linger', 'lattice', dict(linger=.5), note='Lost boards stay in the pool for a while.'),
     Experiment('lattice_100', 'lattice', dict(train_puzzles=100), note='100 training puzzles.'),
-    *_and_few('lattice_named', 'Digits have embeddings of their own.', change=dict(named=True)),
-    *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(named=True, turn=True)),
+    *_and_few('lattice_named', 'Digits have embeddings of their own.', change=dict(network='symmetric', named=True)),
+    *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(network='symmetric', named=True, turn=True)),
     *_and_few('lattice_attention', 'The Lattice Deduction Transformer.', change=dict(network='attention', turn=True), at=_TRANSFORMER),
     Experiment('lattice_attention_equal_flop', 'lattice_attention', at=dict(laptop=dict(steps=384, warmup=38)), note='As much arithmetic in training as the symmetric network.'),
 )
