@@ -21,12 +21,7 @@ ENERGIES, BLOCKS = ('softmax', 'linear', 'none'), ('cross', 'cross_tokens', 'sel
 EXACT = EXACTLY.replace(iterations=600, nudged_iterations=600)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def far_off(kind, name, phases, **changes):

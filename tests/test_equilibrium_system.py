@@ -14,12 +14,7 @@ SLUGS = [slug for slug in experiments() if system_of(slug).name == 'equilibrium'
 SHORT = dict(steps=2, eval_every=2, schedule='constant', warmup=0, train_images=64, iterations=3, nudged_iterations=2, device='cpu')
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def test_every_section_that_trains_has_a_configuration(): assert missing('equilibrium') == []

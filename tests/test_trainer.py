@@ -23,12 +23,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "REASONNB_PROGRESS": "off"}
 ALL_STATE = "ema=0.9 accumulate=2 sam_rho=0.05 optimizer=muon schedule=cosine warmup=10"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def start(*args, **options):

@@ -78,14 +78,14 @@ class Problem:
         pull = self.strength * self.model.nudge(self.free.state, self.labels).flatten(1).norm(dim=1)
         return (self.free.distance.square().sum() / pull.square().sum().clamp(min=torch.finfo(pull.dtype).tiny)).sqrt()
 
-# %% ../../nbs/equilibrium/04_estimators.ipynb #6d072349
+# %% ../../nbs/equilibrium/04_estimators.ipynb #972c3561
 def bptt(p:Problem) -> Tensor:
     "Backpropagation through all iterations of the free phase; memory grows with their number."
     h, steps = p.model.start(p.u), p.phases
     for _ in range(steps.iterations):
-        f = p.model.field(h, p.u)
-        rest = (f - h).detach().flatten(1).norm(dim=1)
+        before, f = h, p.model.field(h, p.u)
         h = torch.lerp(h, f, steps.damping)
+    rest = (f - before).detach().flatten(1).norm(dim=1)
     share = rest / f.detach().flatten(1).norm(dim=1)
     p.free = Relaxation(h.detach(), share, rest, torch.full_like(p.labels, steps.iterations), share <= steps.tolerance, share[None])
     return p.model.cost(h, p.labels).mean()

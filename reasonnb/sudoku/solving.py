@@ -6,10 +6,11 @@
 __all__ = ['AGREEMENT', 'checkpoints', 'ship', 'Solver', 'load_solver', 'Solution', 'solve_with', 'solve', 'Line', 'read_line',
            'read_lines', 'lines_of', 'solve_lines']
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #96fcfa5d
+# %% ../../nbs/sudoku/10d_solving.ipynb #1436cb57
 import csv, hashlib, io, re, time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,7 +187,7 @@ def solve_with(solver:Solver, boards:list[np.ndarray], # of its shape
             for board, verdict, answer, moves, chains, part in zip(boards, found.verdict, found.answers.numpy().astype(np.uint8),
                                                                    found.moves.tolist(), found.chains.tolist(), share)]
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #47a19fac
+# %% ../../nbs/sudoku/10d_solving.ipynb #825800aa
 def solve(puzzles, # a line, a `(cells,)` or `(batch, cells)` array or tensor, or a list of lines and arrays
           *, checkpoint=None, # path of the weights; None: the shipped ones for the shape of the boards
           chains:int=0, # most side by side; 0: 64
@@ -195,13 +196,21 @@ def solve(puzzles, # a line, a `(cells,)` or `(batch, cells)` array or tensor, o
           device:str='cpu', # 'cpu', 'cuda', 'mps' or 'auto'
          ) -> list[Solution]: # one a puzzle, in order
     "Solve puzzles; an answer keeps rules and givens, or there is none."
+    return _solve(puzzles, _loader(checkpoint, device), dict(chains=chains, agreement=agreement, seed=seed))
+
+def _loader(checkpoint=None, device:str='cpu') -> tuple[list[Box], Callable[[Box], Solver]]: # shapes that can be solved, and the solver of one
+    "Solvers that are read from their files once."
     boxes = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints())
+    return boxes, cache(lambda box: load_solver(box, checkpoint, device))
+
+def _solve(puzzles, loader:tuple, effort:dict) -> list[Solution]:
+    boxes, solver_of = loader
     boards = _boards(puzzles, boxes)
     out, groups = [None] * len(boards), {}
     for i, board in enumerate(boards): groups.setdefault(len(board), []).append(i)
     for cells, rows in groups.items():
-        solver = load_solver(_shape(cells, boxes), checkpoint, device)
-        found = solve_with(solver, [boards[i] for i in rows], solver.effort(chains, agreement, seed))
+        solver = solver_of(_shape(cells, boxes))
+        found = solve_with(solver, [boards[i] for i in rows], solver.effort(**effort))
         for i, one in zip(rows, found): out[i] = one
     return out
 
@@ -252,16 +261,16 @@ def lines_of(path) -> Iterator[list[bytes]]:
     "The lines of a file, plain or gzipped."
     for block, _ in read_blocks(path): yield block.split(b'\n')[:-1]
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #f35fa2c7
+# %% ../../nbs/sudoku/10d_solving.ipynb #9efc6a02
 def solve_lines(portions:Iterable[list[Line]], # from `read_lines`
                 checkpoint=None, *, first:int=4, # puzzles in the first block
                 most:int=256, # in a block
-                **options, # as for `solve`
+                device:str='cpu', **effort, # as for `solve`
                ) -> Iterator[tuple[Line, Solution|None]]: # None for lines without a board
     "Solve as the lines come; order is kept."
-    size = first
+    size, loader, effort = first, _loader(checkpoint, device), dict(agreement=AGREEMENT) | effort
     for lines in portions:
         while lines:
             block, lines, size = lines[:size], lines[size:], min(most, 2 * size)
-            found = iter(solve([line.puzzle for line in block if line.puzzle is not None], checkpoint=checkpoint, **options))
+            found = iter(_solve([line.puzzle for line in block if line.puzzle is not None], loader, effort))
             for line in block: yield line, None if line.puzzle is None else next(found)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GONE', 'ALIVE', 'STRUCK', 'ASIDE', 'Step', 'watch', 'Frame', 'frames', 'draw', 'Film']
 
-# %% ../../nbs/sudoku/10e_watching.ipynb #763c36c7
+# %% ../../nbs/sudoku/10e_watching.ipynb #2f2b9e09
 import json
 from dataclasses import dataclass
 from html import escape
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..core.config import UserError
 from .board import Box, to_line
-from .chains import keeps_rules, move
+from .chains import keeps_rules
 from .lattice import Lattice
-from .reasoner import Attempts, Effort, Search, call
+from .reasoner import Attempts, Effort, Search
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #5e8490bd
 class Step(NamedTuple):
@@ -44,7 +44,7 @@ def _home(rows:Attempts, states:Tensor) -> np.ndarray: # `(cells, digits)`
     "A state of the first row as the puzzle was given, whatever symmetry the attempt works in."
     return states[0, rows.source[0].argsort()][:, rows.digits[0, 1:] - 1].cpu().numpy()
 
-# %% ../../nbs/sudoku/10e_watching.ipynb #622e2a3b
+# %% ../../nbs/sudoku/10e_watching.ipynb #dd453762
 @torch.no_grad()
 def watch(network:Lattice, # left in the mode it was in
           puzzle:np.ndarray, # `(cells,)` digits, 0 = blank
@@ -62,19 +62,16 @@ def watch(network:Lattice, # left in the mode it was in
     rows = search.begin([(0, chain, 0)])
     while len(steps) < most and not (steps and steps[-1].end == 'solved'):
         if steps and steps[-1].end and not steps[-1].back: rows = search.begin([(0, chain, int(rows.attempt) + 1)])
-        said = call(network, rows.alive, effort)
-        moved = move(rows.alive, said, effort.moves, rows.uniform[:, int(rows.guesses) % (box.cells + 1)], rows.threshold)
-        step = _step(rows, said, moved, box)
-        rows.alive, rows.guesses = moved.alive, rows.guesses + moved.guessed
-        rows.remember(moved.guessed, moved.other)
-        back = rows.go_back(torch.ones_like(moved.dead)) if step.end not in ('', 'solved') else moved.dead & False
+        was = rows.alive
+        step = _step(rows, was, *search.advance(rows), box)
+        back = rows.go_back(torch.ones(1, dtype=torch.bool, device=was.device)) if step.end not in ('', 'solved') else False
         steps.append(step._replace(back=bool(back)))
     network.train(training)
     return steps
 
-def _step(rows, said, moved, box:Box) -> Step:
-    "What happened in one move."
-    before, after, keep = (_home(rows, x) for x in (rows.alive, moved.alive, said.keep.float().sigmoid()))
+def _step(rows, was, said, moved, box:Box) -> Step:
+    "What happened in one move from the state that was."
+    before, after, keep = (_home(rows, x) for x in (was, moved.alive, said.keep.float().sigmoid()))
     kept, guess, end = before & (keep >= float(rows.threshold)), None, ''
     if moved.guessed[0]:
         cell = int((kept != after).any(-1).argmax())
@@ -127,8 +124,8 @@ def frames(puzzle:np.ndarray, # `(cells,)`, 0 = blank
         found.append(Frame(''.join(marks.flat), ''.join(kinds), _says(step, number, box)))
     return found
 
-# %% ../../nbs/sudoku/10e_watching.ipynb #4f853c1f
-_BLUE, _RED, _ORANGE, _GREY = '#0072B2', '#D5303E', '#E08A00', '#8a8a8a'  # all readable on white and on black
+# %% ../../nbs/sudoku/10e_watching.ipynb #0a887864
+_BLUE, _RED, _ORANGE = '#0072B2', '#D5303E', '#E08A00'  # all readable on white and on black
 
 def draw(ax:Axes, frame:Frame, box:Box, title:str=''):
     "One picture on axes of its own."
