@@ -41,21 +41,21 @@ class Patches(nn.Module):
             raise UserError(f'images of shape {tuple(images.shape[1:])} were given to a network for {self.image} (channels, height, width)')
         return F.linear(F.unfold(images, self.patch, stride=self.stride).transpose(1, 2), self.weight) + self.position
 
-# %% ../../nbs/equilibrium/01_energy.ipynb #c8c1b720
+# %% ../../nbs/equilibrium/01_energy.ipynb #1a4c079d
 def _cast(weight:Tensor, like:Tensor) -> Tensor:
     "Weights in the numbers of the state where they differ: a complex state meets real weights."
     return weight.to(like.dtype) if like.is_complex() else weight
 
 def _softplus(x:Tensor) -> Tensor: return (1 + x.exp()).log() if x.is_complex() else F.softplus(x, threshold=40.)  # the default, 20, bends at 2e-9
-def _shifted(x:Tensor) -> tuple[Tensor, Tensor]: # exponentials that cannot overflow, and the shift
-    shift = x.real.amax(-1, keepdim=True).detach()
+def _shifted(x:Tensor, dim:int=-1) -> tuple[Tensor, Tensor]: # exponentials that cannot overflow, and the shift
+    shift = x.real.amax(dim, keepdim=True).detach()
     return (x - shift).exp(), shift
 
-def softmax(x:Tensor) -> Tensor: # along the last axis
+def softmax(x:Tensor, dim:int=-1) -> Tensor: # along an axis
     "Softmax of real or complex numbers; the shift that keeps it finite drops out of the ratio, so it stays analytic."
-    if not x.is_complex(): return x.softmax(-1)
-    powers, _ = _shifted(x)
-    return powers / powers.sum(-1, keepdim=True)
+    if not x.is_complex(): return x.softmax(dim)
+    powers, _ = _shifted(x, dim)
+    return powers / powers.sum(dim, keepdim=True)
 
 def logsumexp(x:Tensor) -> Tensor: # `(..., n)` to `(...)`
     "Logarithm of the sum of exponentials, along the last axis."
@@ -145,7 +145,7 @@ def clip_norm_(weight:Tensor, # `(rows, columns)`, changed in place
     size = torch.linalg.eigvalsh(w @ w.T if w.shape[0] < w.shape[1] else w.T @ w)[-1].clamp(min=0).sqrt()
     if size > limit * (1 + 1e-6): weight.mul_((limit / size).to(weight.dtype))
 
-# %% ../../nbs/equilibrium/01_energy.ipynb #5d86a56c
+# %% ../../nbs/equilibrium/01_energy.ipynb #8559e69b
 EPS = 1e-5
 
 def _spread(h:Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def normalise(h:Tensor, # `(..., width)`
               gain:Tensor, # ()
              ) -> Tensor: # `(..., width)`
     "Layer norm with one gain."
-    if not h.is_complex(): return F.layer_norm(h, h.shape[-1:], eps=EPS) * gain
+    if not h.is_complex(): return F.layer_norm(h, h.shape[-1:], gain.expand(h.shape[-1]), eps=EPS)
     centred, root = _spread(h)
     return centred / root * gain
 
@@ -167,7 +167,7 @@ def lagrangian(h:Tensor, # `(..., width)`
     "The function whose gradient is `normalise`."
     return gain * h.shape[-1] * _spread(h)[1].squeeze(-1)
 
-# %% ../../nbs/equilibrium/01_energy.ipynb #a99a850a
+# %% ../../nbs/equilibrium/01_energy.ipynb #3ea79f14
 class AttentionEnergy(nn.Module):
     "Energy of tokens that ask each other; `kind` 'softmax' or 'linear'."
     def __init__(self, width:int, heads:int, size:int, # numbers per head
@@ -180,7 +180,7 @@ class AttentionEnergy(nn.Module):
 
     def _ask(self, g:Tensor) -> tuple[Tensor, Tensor]: # queries and keys, `(batch, heads, tokens, size)`
         both = F.linear(g, _cast(self.weight, g))
-        return both.unflatten(-1, (2, self.heads, self.size)).permute(2, 0, 3, 1, 4).unbind(0)
+        return both.unflatten(-1, (2, self.heads, self.size)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # copied once, not by each product
 
     def energy(self, g:Tensor) -> Tensor: # `(batch, tokens, width)` to `(batch,)`
         q, k = self._ask(g)
@@ -192,20 +192,20 @@ class AttentionEnergy(nn.Module):
         "Minus the gradient of the energy."
         q, k = self._ask(g)
         if self.kind == 'softmax':
-            p = softmax(q @ k.mT / self.size ** .5)
-            to_q, to_k = p @ k, p.mT @ q
+            p = softmax(k @ q.mT / self.size ** .5, -2)  # keys by queries: on a CPU a sum over rows is three times as fast
+            to_q, to_k = p.mT @ k, p @ q
         else:
             positive = _softplus(k)
             moment = positive.mT @ q / (g.shape[1] * self.size)
             to_q, to_k = positive @ moment, q @ moment.mT * k.sigmoid()
-        back = torch.stack([to_q, to_k], 0).permute(1, 3, 0, 2, 4).flatten(2)
-        return back @ _cast(self.weight, g)
+        both = torch.cat([to_q.transpose(1, 2), to_k.transpose(1, 2)], 2).flatten(2)
+        return both @ _cast(self.weight, g)
 
-# %% ../../nbs/equilibrium/01_energy.ipynb #c6e0a15b
-_PSI = {  # activation -> (energy, its slope, largest second slope)
-    'logcosh': (lambda x: _softplus(-2 * x) + x - math.log(2), torch.tanh, 1.),
-    'softplus': (_softplus, torch.sigmoid, .25),
-    'relu2': (lambda x: F.relu(x).square() / 2, F.relu, 1.)}
+# %% ../../nbs/equilibrium/01_energy.ipynb #a09079f7
+_PSI = {  # activation -> (energy, and its slope as `far * squash(near * x) + shift`)
+    'logcosh': (lambda x: _softplus(-2 * x) + x - math.log(2), torch.sigmoid, 2., 2., -1.),  # torch.tanh costs ten times a sigmoid on a CPU
+    'softplus': (_softplus, torch.sigmoid, 1., 1., 0.),
+    'relu2': (lambda x: F.relu(x).square() / 2, F.relu, 1., 1., 0.)}
 
 class HopfieldEnergy(nn.Module):
     "Memories that draw the state near or push it away."
@@ -220,14 +220,16 @@ class HopfieldEnergy(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(hidden, width) * scale / width ** .5), nn.Parameter(torch.zeros(hidden))
         self.register_buffer('sign', torch.where(torch.arange(hidden) < round(inhibitory * hidden), 1., -1.))
 
-    def _drawn(self, g:Tensor) -> Tensor: return F.linear(g, _cast(self.weight, g), _cast(self.bias, g))
-
     def energy(self, g:Tensor) -> Tensor: # `(batch, tokens, width)` to `(batch,)`
-        return (self.sign * _PSI[self.activation][0](self._drawn(g))).sum((1, 2))
+        drawn = F.linear(g, _cast(self.weight, g), _cast(self.bias, g))
+        return (self.sign * _PSI[self.activation][0](drawn)).sum((1, 2))
 
     def field(self, g:Tensor) -> Tensor: # `(batch, tokens, width)`
-        "Minus the gradient of the energy."
-        return -(self.sign * _PSI[self.activation][1](self._drawn(g))) @ _cast(self.weight, g)
+        "Minus the gradient of the energy; what scales all units is done to the weights, which are fewer."
+        _, squash, near, far, shift = _PSI[self.activation]
+        hidden = squash(F.linear(g, _cast(near * self.weight, g), _cast(near * self.bias, g)))
+        back = -self.sign[:, None] * self.weight
+        return F.linear(hidden, _cast(far * back.mT, g), _cast(shift * back.sum(0), g))
 
 # %% ../../nbs/equilibrium/01_energy.ipynb #d25d49e5
 class EnergyTransformer(Equilibrium):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.config import UserError, unknown
 from .energy import Equilibrium
 
-# %% ../../nbs/equilibrium/02_vector_field.ipynb #7de055f0
+# %% ../../nbs/equilibrium/02_vector_field.ipynb #a39d3e50
 class Attention(nn.Module):
     "Multi-head attention from one set of tokens to another."
     def __init__(self, width:int, heads:int, kind:Literal['softmax', 'linear']='linear'):
@@ -33,7 +33,8 @@ class Attention(nn.Module):
         if self.kind == 'softmax': heard = (q @ k.mT / q.shape[-1] ** .5).softmax(-1) @ v
         else:
             q, k = F.elu(q) + 1, F.elu(k) + 1
-            heard = q @ (k.mT @ v) / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)
+            few = k.shape[2] < k.shape[3]  # then the weights are smaller than the matrix, and the same sum is cheaper from them
+            heard = ((q @ k.mT) @ v if few else q @ (k.mT @ v)) / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)
         return self.out(heard.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/equilibrium/02_vector_field.ipynb #6f3832d3
