@@ -56,14 +56,15 @@ class ImageConfig(Config):
         follows = dict(steps=0) | (dict(eval_every=0) if self.eval_every == self.batches else {}) | (dict(train_images=0) if all_there_are else {})
         return super().replace(**follows | overrides)
 
-# %% ../../nbs/equilibrium/06_config.ipynb #612dceac
+# %% ../../nbs/equilibrium/06_config.ipynb #914facb3
 @dataclass(frozen=True, kw_only=True)
 class EquilibriumConfig(ImageConfig):
     "Settings of a run; defaults are those of the log's best one."
-    network: Literal['energy', 'cross', 'self'] = 'cross'  # has an energy; asks the clamped input; asks itself
-    patch: int = 0  # side of the squares that become tokens, pixels, 0 = the whole image is one token
+    network: Literal['energy', 'conv', 'cross', 'self'] = 'cross'  # with an energy: transformer, feature maps; without: asks the clamped input, asks itself
+    patch: int = 0  # side of the squares that become tokens, or of the kernels, pixels; 0 = the whole image is one token
     stride: int = 1  # pixels from one square to the next
-    d_model: int = 256
+    d_model: int = 256  # of 'conv' the feature maps of the first layer; each further one has twice as many
+    layers: int = 2  # conv only
     heads: int = 8
     d_ff: int = 1024
     head_size: int = 0  # energy only: numbers per head, 0 = d_model / heads
@@ -102,23 +103,24 @@ class EquilibriumConfig(ImageConfig):
         super().check()
         check_equilibrium(self)
 
-# %% ../../nbs/equilibrium/06_config.ipynb #d79e7d13
+# %% ../../nbs/equilibrium/06_config.ipynb #4427c061
 def check_equilibrium(c:EquilibriumConfig):
     "Raise `UserError` for the first rule that the network or the phases of `c` break."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in ('stride', 'd_model', 'heads', 'd_ff'): refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
+    for name in ('stride', 'd_model', 'layers', 'heads', 'd_ff'): refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
     for name in ('patch', 'head_size', 'spectral_clip', 'beta_end', 'beta_from'): refuse(getattr(c, name) < 0, f'{name}={getattr(c, name)}: must not be negative')
-    refuse(c.d_model % c.heads, f'heads={c.heads} does not divide d_model={c.d_model}')
+    refuse(c.network == 'conv' and not c.patch, "network='conv' needs the side of its kernels; set patch, say to 5")
+    refuse(c.network != 'conv' and c.d_model % c.heads, f'heads={c.heads} does not divide d_model={c.d_model}')
     refuse(not 0 <= c.dropout < 1, f'dropout={c.dropout}: must lie in [0, 1)')
     refuse(not 0 <= c.inhibitory <= 1, f'inhibitory={c.inhibitory}: must lie in [0, 1]')
     refuse(not 0 < c.damping <= 1, f'damping={c.damping}: the share of the way per iteration, more than 0 and at most 1')
     refuse(c.network != 'cross' and c.dropout, f'dropout={c.dropout} belongs to network=\'cross\'; a map that changes at every step has no fixed point. Set dropout=0')
     refuse(c.network != 'cross' and (c.tied or c.norm != 'all'), "tied and norm belong to network='cross'")
     refuse(c.tied and c.attention != 'linear', f"tied=True goes with attention='linear', not {c.attention!r}")
-    refuse(c.network != 'energy' and c.attention == 'none', "attention='none' belongs to network='energy'")
-    refuse(c.network != 'energy' and ESTIMATORS[c.estimator].energy,
-           f"estimator={c.estimator!r} needs network='energy'; for {c.network!r} take asymmetric, vector_field or implicit")
+    refuse(c.network in ('cross', 'self') and c.attention == 'none', "attention='none' belongs to network='energy'")
+    refuse(c.network in ('cross', 'self') and ESTIMATORS[c.estimator].energy,
+           f"estimator={c.estimator!r} needs network='energy' or 'conv'; for {c.network!r} take asymmetric, vector_field or implicit")
     refuse(c.precision != 'float32', "precision: a small pull drowns in bfloat16; use precision='float32'")
     refuse(c.compile, 'compile=True: the trainer compiles whole models, and here only the map is called; set compile=False')
     for beta in (c.beta, c.beta_end): phases_of(c, beta or c.beta)

@@ -61,8 +61,9 @@ NAMES = (
     Experiment('eq_exc_reinit', 'beta_0_20_annealed', note='Each free phase starts at zero in any case.'),
 )
 
-# %% ../../nbs/equilibrium/08_experiments.ipynb #384db576
+# %% ../../nbs/equilibrium/08_experiments.ipynb #c8b1d8ea
 LADDER = (
+    *(Experiment(f'eq_damping_{str(d).replace(".", "_")}', 'beta_0_22_fixed', dict(damping=d), note='Control: the log has 0.8 and calls it proven.') for d in (.5, 1.)),
     Experiment('eq_rule_per_sample', 'eq_ref_no_dropout', dict(nudge='sample'), note='Each image is pulled by its own cost.'),
     Experiment('eq_rule_vector_field', 'eq_rule_per_sample', dict(estimator='vector_field'), note='The displacement in the place of the regression.'),
     Experiment('eq_rule_asymmetric', 'eq_rule_vector_field', dict(estimator='asymmetric'), at(laptop=dict(nudged_iterations=6)),
@@ -75,7 +76,7 @@ LADDER = (
       for name, beta in (('0_02', .02), ('2', 2.), ('14', 14.))),
 )
 
-# %% ../../nbs/equilibrium/08_experiments.ipynb #d8353330
+# %% ../../nbs/equilibrium/08_experiments.ipynb #eca0c3f6
 _DIGITS = dict(data='digits', network='energy', patch=4, stride=2, attention='softmax', dropout=0., readout='flat', spectral_clip=.9,
                estimator='ep_symmetric', nudge='sample', beta=.5, lr=3e-3, weight_decay=.01, clip=1., schedule='cosine')
 _SIZE = {'smoke': dict(train_images=640, d_model=24, heads=2, d_ff=48, batch_size=32, epochs=3, iterations=10, nudged_iterations=5, warmup=10)} | dict.fromkeys(
@@ -84,6 +85,10 @@ _BIG = dict(d_model=128, heads=8, head_size=16, d_ff=512, batch_size=256, epochs
 _MNIST = dict(laptop=dict(data='mnist', d_model=64, heads=4, head_size=16, d_ff=256, patch=10, stride=6, epochs=8, batch_size=128,
                          iterations=12, nudged_iterations=5, warmup=200, shift=1),
               h200=dict(data='mnist', shift=2) | _BIG, log=dict(data='mnist', shift=2) | _BIG)
+_MAPS = dict(data='mnist', train_images=0, patch=5, d_model=32, layers=3, batch_size=128, epochs=20, iterations=40, nudged_iterations=15, warmup=400, shift=2, spectral_clip=2.4)
+_CONV = dict(smoke=dict(patch=3, d_model=8, epochs=4, spectral_clip=2.4),
+             laptop=_MAPS | dict(train_images=6_400, d_model=16, layers=2, batch_size=64, epochs=15, iterations=16, nudged_iterations=8, warmup=100, shift=1),
+             h200=_MAPS, log=_MAPS)
 BETTER = (
     Experiment('equilibrium', '', _DIGITS, _SIZE, note='Not in the log: an energy transformer on digits.'),
     *(Experiment(f'equilibrium_{name}', 'equilibrium', change, note=note) for name, change, note in (
@@ -94,6 +99,8 @@ BETTER = (
         ('shifted', dict(shift=1), 'Images moved by up to a pixel.'), ('jitter', dict(jitter=.5), 'Noise on the pixels.'))),
     Experiment('equilibrium_mnist', 'equilibrium', at=_MNIST, note='The same on MNIST; at scale smoke digits stand in.'),
     Experiment('equilibrium_mnist_backprop', 'equilibrium_mnist', dict(estimator='bptt')),
+    Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), _CONV, 'Convolutional Hopfield network on MNIST, on a laptop with an eighth of the images.'),
+    Experiment('equilibrium_conv_backprop', 'equilibrium_conv', dict(estimator='bptt')),
 )
 EXPERIMENTS = LOG + PLANS + NAMES + LADDER + BETTER
 

@@ -6,7 +6,7 @@
 __all__ = ['REST', 'POINTS', 'build_model', 'look', 'radius', 'largest_drop', 'ImageBatches', 'EquilibriumTask', 'field_flop',
            'memory_ratio']
 
-# %% ../../nbs/equilibrium/07_task.ipynb #79ed2f53
+# %% ../../nbs/equilibrium/07_task.ipynb #d23ebe1d
 import numpy as np
 import pandas as pd
 import torch
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.gradients import Batch
 from .config import EquilibriumConfig, beta_at, phases_of
+from .convolution import ConvHopfield
 from .data import Images, load, shifted
 from .energy import EnergyTransformer, Equilibrium
 from .estimators import estimate
@@ -22,7 +23,7 @@ from .lessons import saved_bytes
 from .relaxation import relax
 from .vector_field import CrossBlock, SelfBlock
 
-# %% ../../nbs/equilibrium/07_task.ipynb #7a0c8802
+# %% ../../nbs/equilibrium/07_task.ipynb #3a2d13d1
 def build_model(c:EquilibriumConfig, # settings
                 image:tuple[int, int, int], # channels, height, width
                 classes:int=10) -> Equilibrium:
@@ -31,6 +32,8 @@ def build_model(c:EquilibriumConfig, # settings
                   classes=classes, clip=c.spectral_clip, readout=c.readout)
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
+        if c.network == 'conv':
+            return ConvHopfield(image, tuple(c.d_model * 2 ** k for k in range(c.layers)), c.patch, c.stride, classes, c.spectral_clip)
         if c.network == 'cross': return CrossBlock(**common, dropout=c.dropout, norm=c.norm, tied=c.tied)
         if c.network == 'self': return SelfBlock(**common)
         return EnergyTransformer(**common, size=c.head_size or c.d_model // c.heads, activation=c.activation, inhibitory=c.inhibitory)

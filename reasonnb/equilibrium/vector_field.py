@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Attention', 'Block', 'CrossBlock', 'SelfBlock']
 
-# %% ../../nbs/equilibrium/02_vector_field.ipynb #e5f058f1
+# %% ../../nbs/equilibrium/02_vector_field.ipynb #36d6163f
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.config import UserError, unknown
-from .energy import Equilibrium
+from .energy import Tokens
 
 # %% ../../nbs/equilibrium/02_vector_field.ipynb #a39d3e50
 class Attention(nn.Module):
@@ -37,8 +37,8 @@ class Attention(nn.Module):
             heard = ((q @ k.mT) @ v if few else q @ (k.mT @ v)) / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)
         return self.out(heard.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/equilibrium/02_vector_field.ipynb #6f3832d3
-class Block(Equilibrium):
+# %% ../../nbs/equilibrium/02_vector_field.ipynb #1320938c
+class Block(Tokens):
     "Base of blocks with `attention` and a feed-forward part `up`, `down`."
     def clipped(self) -> list[tuple[Tensor, float]]:
         "All matrices of the block; those that write into the state get a smaller share."
