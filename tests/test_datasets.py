@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from reasonnb.core.config import UserError
+from reasonnb.core.places import data_folders
 from reasonnb.sudoku import datasets, formats
 from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
-from reasonnb.sudoku.datasets import PuzzleSet, data_folders, find, load, open_set, split_by_class
+from reasonnb.sudoku.datasets import PuzzleSet, find, load, open_set, split_by_class
 from reasonnb.sudoku.formats import FAULTS, LAYOUTS, Report, convert, read_chunks
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.symmetry import grid_class, random_symmetry

@@ -1,6 +1,8 @@
 "Equilibria: energies against autograd, nine gradients against elimination, theory's power laws, and what is refused."
 import gzip
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given, settings, strategies as st
 
 from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
+from reasonnb.core.places import data_folders, seek
+from reasonnb.equilibrium import data
 from reasonnb.equilibrium.data import MNIST, digits, load, mnist, read_idx, shifted
 from reasonnb.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
 from reasonnb.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
@@ -19,8 +23,7 @@ from reasonnb.equilibrium.vector_field import CrossBlock, SelfBlock
 
 ENERGIES, BLOCKS = ('softmax', 'linear', 'none'), ('cross', 'cross_tokens', 'self')
 EXACT = EXACTLY.replace(iterations=600, nudged_iterations=600)
-
-
+needs_mnist = pytest.mark.skipif(seek(f'mnist/{next(iter(MNIST))}', data_folders()) is None, reason='MNIST is not here')
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
@@ -226,6 +229,33 @@ def test_any_other_file_is_refused_in_one_sentence(tmp_path_factory, content, pa
     try: array, _ = read_idx(path)
     except UserError as e: assert str(path) in str(e) and '\n' not in str(e)
     else: assert array.size + 4 + 4 * array.ndim == len(content)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    "A hub that gives what it is told to, and an empty folder for data."
+    columns = {}
+    monkeypatch.setitem(sys.modules, 'datasets', SimpleNamespace(load_dataset=lambda name, split: columns[split]))
+    monkeypatch.setattr(data, 'data_folders', lambda: [tmp_path])
+    return columns
+
+
+@needs_mnist
+def test_mnist_from_the_hub_is_mnist(hub, tmp_path):
+    here = {name: read_idx(seek(f'mnist/{name}', data_folders()))[0] for name in MNIST}
+    for part, name in (('train', 'train'), ('test', 't10k')):
+        hub[part] = dict(image=list(here[f'{name}-images-idx3-ubyte']), label=here[f'{name}-labels-idx1-ubyte'].tolist())
+    assert len(load('mnist').train) == 55_000
+    assert {name: read_idx(tmp_path / 'mnist' / name)[1] for name in MNIST} == MNIST
+
+
+def test_other_images_from_the_hub_are_refused(hub):
+    hub.update({part: dict(image=[np.zeros((28, 28))] * 3, label=[1, 2, 3]) for part in ('train', 'test')})
+    with pytest.raises(UserError, match="is not MNIST's train-images"): load('mnist')
+
+
+def test_a_hub_out_of_reach_is_named(hub):
+    with pytest.raises(UserError, match="MNIST is missing .* the download failed"): load('mnist')
 
 
 def test_other_contents_under_the_names_of_mnist_are_refused(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def holomorphic(p:Problem) -> Tensor:
     circle = [p.strength * cmath.exp(2j * math.pi * k / n) for k in range(n)]
     return sum((_total(p, h, s) / s).real for h, s in zip(p.nudged(_pulled(p.model), circle), circle)) / n
 
-# %% ../../nbs/equilibrium/04_estimators.ipynb #b45223af
+# %% ../../nbs/equilibrium/04_estimators.ipynb #f3320f5b
 def vector_field(p:Problem) -> Tensor:
     "The displacement in the place of lambda: exact only for a symmetric derivative."
     near, far = p.nudged(_pulled(p.model), [p.strength, -p.strength])
@@ -151,12 +151,13 @@ def asymmetric(p:Problem) -> Tensor:
     "The displacement under a pull that also transposes the derivative: exact for any map."
     rest, drive = (torch.cat([x.detach()] * 2) for x in (p.free.state, p.u))
     with torch.enable_grad():
-        leaf = rest.clone().requires_grad_()
+        leaf, probe = rest.clone().requires_grad_(), torch.zeros_like(rest).requires_grad_()
         image = p.model.field(leaf, drive)
+        pulled, = torch.autograd.grad(image, leaf, probe, create_graph=True)  # J^T probe, so its own transpose is J: quicker than forward mode
     def field(h, u, labels, strength):
         way = h - rest
-        forth = torch.func.jvp(lambda s: p.model.field(s, u), (rest,), (way,))[1]
-        back = torch.autograd.grad(image, leaf, way, retain_graph=True)[0]
+        forth, = torch.autograd.grad(pulled, probe, way, retain_graph=True)
+        back, = torch.autograd.grad(image, leaf, way, retain_graph=True)
         return p.model.field(h, u) - forth + back - strength * cost_slope(p.model, h, labels)
     near, far = p.nudged(field, [p.strength, -p.strength], whole=True)
     return _through_map(p, lambda f, h: (far - near) / (2 * p.strength))

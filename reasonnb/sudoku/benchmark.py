@@ -6,7 +6,7 @@
 __all__ = ['TIERS', 'SEVERAL', 'tiers_of', 'tier_boards', 'classical_rate', 'alone', 'verdicts', 'run_tier', 'agreement_rows',
            'report_path', 'bench', 'table', 'agreement_table', 'figure']
 
-# %% ../../nbs/sudoku/12_benchmark.ipynb #372a4fc6
+# %% ../../nbs/sudoku/12_benchmark.ipynb #2c313937
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 
 from ..core.config import UserError, unknown
+from ..core.places import repository
 from ..core.records import environment, plain, read_json, write_json
 from ..core.statistics import wilson
 from .boards import make_splits
-from .datasets import PuzzleSet, _root, load
+from .datasets import PuzzleSet, load
 from .reasoner import Effort, reason
 from .solver import prove
 from .solving import Solver
@@ -124,10 +125,10 @@ def _several(solver:Solver, n:int, seed:int) -> np.ndarray:
     found = found.select(found.faults == 4)
     return np.asarray((found.sample(n, seed) if 0 < n < len(found) else found).puzzles)
 
-# %% ../../nbs/sudoku/12_benchmark.ipynb #cf7d7160
+# %% ../../nbs/sudoku/12_benchmark.ipynb #ca5d41fa
 def report_path(solver:Solver) -> Path:
     "Where the report of a checkpoint is kept."
-    return _root() / 'figures' / 'sudoku_lattice' / f'benchmark-{solver.path.stem}.json'
+    return repository() / 'figures' / 'sudoku_lattice' / f'benchmark-{solver.path.stem}.json'
 
 def _opened(path:Path, settings:dict, again:bool) -> dict:
     "The report to go on with."

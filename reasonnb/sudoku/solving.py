@@ -6,7 +6,7 @@
 __all__ = ['AGREEMENT', 'checkpoints', 'ship', 'Solver', 'load_solver', 'Solution', 'solve_with', 'solve', 'Line', 'read_line',
            'read_lines', 'lines_of', 'solve_lines']
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #1436cb57
+# %% ../../nbs/sudoku/10d_solving.ipynb #e151546e
 import csv, hashlib, io, re, time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,22 +19,22 @@ import torch
 from torch import Tensor
 
 from ..core.config import UserError, unknown
+from ..core.places import repository
 from ..core.records import RunFolder, atomic, read_json, write_json
 from ..core.trainer import pick_device
 from .board import Box, _fault, agrees, box_for, is_solved, is_valid, parse, to_line
 from .boards import make_splits
-from .datasets import _root
 from .deduction import LatticeConfig, build_lattice
 from .formats import Layout, _clash, layout_of, read_blocks
 from .lattice import Lattice, lattice_flop
 from .reasoner import Effort, reason
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #775cce89
+# %% ../../nbs/sudoku/10d_solving.ipynb #6ee35cd2
 def checkpoints(folder=None, # None: data/checkpoints of the repository
                ) -> dict[Box, Path]: # box shape -> weights
     "The shipped solvers, by the boards they are for."
     found = {}
-    for path in sorted((Path(folder) if folder else _root() / 'data' / 'checkpoints').glob('lattice-*x*.pt')):
+    for path in sorted((Path(folder) if folder else repository() / 'data' / 'checkpoints').glob('lattice-*x*.pt')):
         if m := re.fullmatch(r'lattice-(\d+)x(\d+)', path.stem): found[Box(int(m[1]), int(m[2]))] = path
     return found
 
@@ -46,7 +46,7 @@ def _weights(state:dict, config:LatticeConfig) -> dict:
         for p, mean in zip((p for p in network.parameters() if p.requires_grad), state['ema']['shadow']): p.data.copy_(mean)
     return network.state_dict()
 
-# %% ../../nbs/sudoku/10d_solving.ipynb #e7ba0864
+# %% ../../nbs/sudoku/10d_solving.ipynb #3b6605dd
 def ship(run_dir, # folder of a finished run of a lattice network
          path=None, # of the weights; None: data/checkpoints/lattice-ROWSxCOLS.pt
          **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
@@ -58,7 +58,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
     config = LatticeConfig.from_dict(state['config'])
     box, train = Box(*config.box), make_splits(config)['train']
-    path = Path(path) if path else _root() / 'data' / 'checkpoints' / f'lattice-{box}.pt'
+    path = Path(path) if path else repository() / 'data' / 'checkpoints' / f'lattice-{box}.pt'
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save({'model': _weights(state, config), 'config': config.to_dict()}, buffer)
