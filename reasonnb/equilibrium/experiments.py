@@ -76,7 +76,7 @@ LADDER = (
       for name, beta in (('0_02', .02), ('2', 2.), ('14', 14.))),
 )
 
-# %% ../../nbs/equilibrium/08_experiments.ipynb #5868808f
+# %% ../../nbs/equilibrium/08_experiments.ipynb #dd97966a
 _DIGITS = dict(data='digits', network='energy', patch=4, stride=2, attention='softmax', dropout=0., readout='flat', spectral_clip=.9,
                estimator='ep_symmetric', nudge='sample', beta=.5, lr=3e-3, weight_decay=.01, clip=1., schedule='cosine')
 _SIZE = {'smoke': dict(train_images=640, d_model=24, heads=2, d_ff=48, batch_size=32, epochs=3, iterations=10, nudged_iterations=5, warmup=10)} | dict.fromkeys(
@@ -99,6 +99,7 @@ BETTER = (
         ('shifted', dict(shift=1), 'Images moved by up to a pixel.'), ('jitter', dict(jitter=.5), 'Noise on the pixels.'))),
     Experiment('equilibrium_mnist', 'equilibrium', at=_MNIST, note='The same on MNIST; at scale smoke digits stand in.'),
     Experiment('equilibrium_mnist_backprop', 'equilibrium_mnist', dict(estimator='bptt')),
+    Experiment('equilibrium_digits_conv', 'equilibrium', dict(network='conv', patch=3, stride=1, d_model=8, spectral_clip=4., lr=.01), note='Convolutional Hopfield network on digits.'),
     Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), _CONV, 'Convolutional Hopfield network on MNIST, on a laptop with an eighth of the images.'),
     Experiment('equilibrium_conv_backprop', 'equilibrium_conv', dict(estimator='bptt')),
 )
