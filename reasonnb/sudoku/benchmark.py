@@ -57,17 +57,17 @@ def classical_rate(puzzles:np.ndarray, box, seconds:float=.2 # at least
         done += len(puzzles)
     return done / (time.perf_counter() - start)
 
-# %% ../../nbs/sudoku/12_benchmark.ipynb #80ff18d2
-def alone(solver:Solver, puzzles:torch.Tensor, effort:Effort) -> list[float]: # seconds of each
-    "Puzzles one at a time, on one CPU thread."
+# %% ../../nbs/sudoku/12_benchmark.ipynb #e80e0121
+def alone(solver:Solver, puzzles:torch.Tensor, effort:Effort) -> list[float]: # CPU seconds of each
+    "Puzzles one at a time, on one CPU thread; CPU seconds, so that other jobs matter little."
     threads, device, found = torch.get_num_threads(), next(solver.network.parameters()).device, []
     try:
         torch.set_num_threads(1)
         solver.network.cpu()
         for puzzle in puzzles:
-            start = time.perf_counter()
+            start = time.process_time()
             reason(solver.network, puzzle[None], solver.box, effort)
-            found.append(time.perf_counter() - start)
+            found.append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
         solver.network.to(device)

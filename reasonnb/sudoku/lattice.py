@@ -6,8 +6,9 @@
 __all__ = ['candidates', 'answer_of', 'Reading', 'Lattice', 'SymmetricLattice', 'Constraints', 'AttentionLattice', 'lattice_loss',
            'lattice_flop']
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #88956352
+# %% ../../nbs/sudoku/10_lattice.ipynb #d52ffa1d
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ def answer_of(alive:Tensor, # bool `(batch, cells, digits)`
     "What a state has settled."
     return torch.where(alive.sum(-1) == 1, alive.long().argmax(-1) + 1, 0)
 
-# %% ../../nbs/sudoku/10_lattice.ipynb #50c88319
+# %% ../../nbs/sudoku/10_lattice.ipynb #f14d2dd1
 class Reading(NamedTuple):
     "Logits about a state."
     keep: Tensor  # of each candidate, `(batch, cells, digits)`
@@ -47,17 +48,24 @@ class Lattice(nn.Module):
     def blocks(self, h:Tensor) -> Tensor: raise NotImplementedError
     def read(self, h:Tensor) -> Reading: raise NotImplementedError
 
+    def states(self, alive:Tensor, loops:int) -> Iterator[Tensor]: # one for each loop
+        "The hidden state, loop after loop."
+        if loops < 1: raise UserError(f'loops={loops}: must be at least 1')
+        first = h = self.start(alive)
+        for _ in range(loops):
+            h = self.outer(self.blocks(h + first))
+            yield h
+
     def forward(self, alive:Tensor, # bool `(batch, cells, digits)`
                 loops:int, # from 1
                ) -> list[Reading]: # one for each loop
         "What the network says of a state, loop after loop."
-        if loops < 1: raise UserError(f'loops={loops}: must be at least 1')
-        first = h = self.start(alive)
-        readings = []
-        for _ in range(loops):
-            h = self.outer(self.blocks(h + first))
-            readings.append(self.read(h))
-        return readings
+        return [self.read(h) for h in self.states(alive, loops)]
+
+    def last(self, alive:Tensor, loops:int) -> Reading: # of the last loop
+        "What it says in the end, for whoever does not train."
+        for h in self.states(alive, loops): pass
+        return self.read(h)
 
 # %% ../../nbs/sudoku/10_lattice.ipynb #027dbf6e
 class SymmetricLattice(Lattice):

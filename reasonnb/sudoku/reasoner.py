@@ -121,7 +121,7 @@ def begin(puzzles:Tensor, # `(batch, cells)` on the CPU, 0 = blank
     return Attempts(board, chain, attempt, torch.tensor(bars), torch.zeros_like(board), torch.stack(uniform) if uniform else torch.zeros(0, box.cells + 1, 2),
                     source, digits, givens, candidates(givens, box), torch.zeros(len(which), effort.memory, box.cells, box.N, dtype=torch.bool), torch.zeros_like(board))
 
-# %% ../../nbs/sudoku/10b_reasoner.ipynb #bd0a204a
+# %% ../../nbs/sudoku/10b_reasoner.ipynb #ce5d68f8
 class Reasoned(NamedTuple):
     "What came out, row by row of the puzzles."
     verdict: list[str]  # 'solved', 'abstained', 'several' or 'impossible'
@@ -133,7 +133,7 @@ class Reasoned(NamedTuple):
 @torch.no_grad()
 def call(network:Lattice, alive:Tensor, effort:Effort) -> Reading:
     "The network's last word on states, in slices that fit."
-    parts = [network(part, effort.loops)[-1] for part in alive.split(effort.batch)]
+    parts = [network.last(part, effort.loops) for part in alive.split(effort.batch)]
     return Reading(*(torch.cat(column) for column in zip(*parts)))
 
 # %% ../../nbs/sudoku/10b_reasoner.ipynb #a89f3088
