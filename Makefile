@@ -22,7 +22,7 @@ run: .venv/ok ## install, run the main sweep, print table, figure and verdicts (
 test: .venv/ok ## install, check that notebooks and package agree, run all tests
 	$(BIN)/python tests/no_diff.py
 	cd nbs && ../$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env $(LOGS)
+	$(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile --nbval-lax --nbval-current-env $(LOGS)
 	$(BIN)/pytest
 
 lab: .venv/ok ## open JupyterLab on the notebooks
