@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from reasonnb.core.config import UserError
-from reasonnb.core.places import data_folders
+from reasonnb.core.places import data_folders, writable
 from reasonnb.sudoku import datasets, formats
 from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
 from reasonnb.sudoku.datasets import PuzzleSet, find, load, open_set, split_by_class
@@ -314,8 +314,8 @@ def test_sets_are_found_where_the_environment_says(boards, tmp_path, monkeypatch
     monkeypatch.setenv('REASONNB_DATA', str(tmp_path))
     assert len(load('kaggle_9m')) == 300 and len(load('kaggle_9m', n=50)) == 50 and (tmp_path / 'cache').is_dir()
     monkeypatch.setattr(datasets.os, 'access', lambda path, mode: tmp_path not in [Path(path), *Path(path).parents])
-    assert tmp_path not in datasets._cache_home(None).parents # a read-only folder is read, the cache goes elsewhere
-    with pytest.raises(UserError, match='no data folder can be written'): datasets._cache_home(tmp_path)
+    assert tmp_path not in [writable(data_folders()), *writable(data_folders()).parents] # a read-only folder is read, the cache goes elsewhere
+    with pytest.raises(UserError, match='no data folder can be written'): writable(data_folders(tmp_path))
 
 
 def test_what_is_missing_is_said_with_places_and_a_way_to_get_it(tmp_path, monkeypatch):
