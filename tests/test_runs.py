@@ -108,9 +108,9 @@ def test_changed_code_starts_anew_and_the_old_record_stays_until_then(root):
 
 def test_timeout_ends_the_kernel_and_keeps_the_checkpoint():
     run = plan('start', seed=40, overrides='pause=0.05 steps=10000')
-    found = execute(run, seconds=6)
-    assert (found['status'], found['error']) == ('timeout', 'not done after 6 s')
-    assert found['seconds'] < 20 and not kernels(run.folder)
+    found = execute(run, seconds=15)  # on a busy machine a kernel takes most of that to start
+    assert (found['status'], found['error']) == ('timeout', 'not done after 15 s')
+    assert found['seconds'] < 40 and not kernels(run.folder)
     assert runs.progress(run)['step'] > 1 and (run.unfinished/'checkpoint.pt').exists()
 
 
