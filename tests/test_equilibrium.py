@@ -13,7 +13,7 @@ from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.places import data_folders, seek
 from reasonnb.equilibrium import data
-from reasonnb.equilibrium.data import MNIST, digits, load, mnist, read_idx, shifted
+from reasonnb.equilibrium.data import MNIST, digits, load, mnist, read_idx, shifted, to_idx
 from reasonnb.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
 from reasonnb.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
 from reasonnb.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope, pulled_gradients, saved_bytes, stepwise_updates,
@@ -262,8 +262,7 @@ def test_other_contents_under_the_names_of_mnist_are_refused(tmp_path, monkeypat
     (tmp_path / 'mnist').mkdir()
     for name in MNIST:
         shape = (4, 2, 2) if 'images' in name else (4,)
-        head = bytes([0, 0, 8, len(shape)]) + b''.join(n.to_bytes(4, 'big') for n in shape)
-        (tmp_path / 'mnist' / f'{name}.gz').write_bytes(gzip.compress(head + bytes(range(int(np.prod(shape))))))
+        (tmp_path / 'mnist' / f'{name}.gz').write_bytes(gzip.compress(to_idx(np.arange(np.prod(shape)).reshape(shape))))
     monkeypatch.setenv('REASONNB_DATA', str(tmp_path))
     with pytest.raises(UserError, match="is not MNIST's train-images"): load('mnist')
     assert len(mnist(tmp_path / 'mnist', validation=1).train) == 3  # asked for by path, it is taken as it is
