@@ -13,7 +13,7 @@ from typing import Literal, Self
 from ..core.config import Config, UserError
 from .estimators import ESTIMATORS, Phases
 
-# %% ../../nbs/equilibrium/06_config.ipynb #6658fdbd
+# %% ../../nbs/equilibrium/06_config.ipynb #defef58c
 IMAGES = {'digits': (1437, 180), 'mnist': (60_000, 5_000)}  # training side, and what is cut off it for validation
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class ImageConfig(Config):
     train_images: int = 0  # 0 = all but those for validation
     validation_images: int = 0  # cut off the training side, 0 = 180 of digits, 5,000 of others
     shift: int = 0  # largest random shift of a training image, pixels
+    warp: float = 0.  # largest change of an entry of the affine map that a training image is seen through, half sides
     jitter: float = 0.  # noise on each pixel of a training image, in standard deviations of the pixels
     epochs: float = 15.  # passes over the training images
     steps: int = 0  # updates, 0 = as many as `epochs` need
@@ -37,6 +38,7 @@ class ImageConfig(Config):
         self._count()
         super().check()
         if min(self.validation_images, self.shift, self.jitter) < 0: raise UserError('validation_images, shift and jitter must not be negative')
+        if not 0 <= self.warp < 1: raise UserError(f'warp={self.warp}: must lie in [0, 1); at 1 an image can vanish')
 
     def _count(self):
         "Fill in what follows from other fields."

@@ -6,7 +6,7 @@
 __all__ = ['REST', 'POINTS', 'build_model', 'look', 'radius', 'largest_drop', 'ImageBatches', 'EquilibriumTask', 'field_flop',
            'memory_ratio']
 
-# %% ../../nbs/equilibrium/07_task.ipynb #d23ebe1d
+# %% ../../nbs/equilibrium/07_task.ipynb #1bc3146b
 import numpy as np
 import pandas as pd
 import torch
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core.gradients import Batch
 from .config import EquilibriumConfig, beta_at, phases_of
 from .convolution import ConvHopfield
-from .data import Images, load, shifted
+from .data import Images, load, shifted, warped
 from .energy import EnergyTransformer, Equilibrium
 from .estimators import estimate
 from .lessons import saved_bytes
@@ -74,7 +74,7 @@ def largest_drop(accuracies:list[float], # one per epoch, from before the first 
     best = np.maximum.accumulate(accuracies)
     return float(max((100 * (best - accuracies))[after + 1:], default=0.))
 
-# %% ../../nbs/equilibrium/07_task.ipynb #1b44e25a
+# %% ../../nbs/equilibrium/07_task.ipynb #41af3e28
 class ImageBatches:
     "Images of a config, cut into batches that depend on seed and step alone."
     def __init__(self, config:EquilibriumConfig):
@@ -83,12 +83,12 @@ class ImageBatches:
         self._order = None, None
 
     def batch(self, step:int) -> Batch:
-        "Images of this step, shifted and blurred by noise if the config says so."
+        "Images of this step, shifted, warped and blurred by noise if the config says so."
         c, (epoch, i) = self.config, divmod(step, self.config.batches)
         if self._order[0] != epoch: self._order = epoch, torch.from_numpy(np.random.default_rng((c.seed, epoch)).permutation(len(self.data.train)))
         part = self.data.train.take(self._order[1][i * c.batch_size:(i + 1) * c.batch_size])
         noise = torch.Generator().manual_seed((c.seed * 0x9E3779B1 + step) % 2**63)
-        images = shifted(part.images, c.shift, self.data.blank, noise)
+        images = warped(shifted(part.images, c.shift, self.data.blank, noise), c.warp, self.data.blank, noise)
         if c.jitter: images = images + c.jitter * torch.randn(images.shape, generator=noise)
         return Batch(dict(images=images, labels=part.labels, epoch=torch.full((len(part),), epoch)), torch.ones(len(part)))
 
