@@ -76,7 +76,7 @@ LADDER = (
       for name, beta in (('0_02', .02), ('2', 2.), ('14', 14.))),
 )
 
-# %% ../../nbs/equilibrium/08_experiments.ipynb #dd97966a
+# %% ../../nbs/equilibrium/08_experiments.ipynb #3d58816f
 _DIGITS = dict(data='digits', network='energy', patch=4, stride=2, attention='softmax', dropout=0., readout='flat', spectral_clip=.9,
                estimator='ep_symmetric', nudge='sample', beta=.5, lr=3e-3, weight_decay=.01, clip=1., schedule='cosine')
 _SIZE = {'smoke': dict(train_images=640, d_model=24, heads=2, d_ff=48, batch_size=32, epochs=3, iterations=10, nudged_iterations=5, warmup=10)} | dict.fromkeys(
@@ -87,7 +87,7 @@ _MNIST = dict(laptop=dict(data='mnist', d_model=64, heads=4, head_size=16, d_ff=
               h200=dict(data='mnist', shift=2) | _BIG, log=dict(data='mnist', shift=2) | _BIG)
 _MAPS = dict(data='mnist', train_images=0, patch=5, d_model=32, layers=3, batch_size=128, epochs=20, iterations=40, nudged_iterations=15, warmup=400, shift=2, spectral_clip=2.4)
 _CONV = dict(smoke=dict(patch=3, d_model=8, epochs=4, spectral_clip=2.4),
-             laptop=_MAPS | dict(train_images=6_400, d_model=16, layers=2, batch_size=64, epochs=15, iterations=16, nudged_iterations=8, warmup=100, shift=1, lr=.01),
+             laptop=_MAPS | dict(d_model=16, layers=2, batch_size=64, epochs=4, iterations=16, nudged_iterations=6, warmup=100, shift=1, lr=.01),
              h200=_MAPS, log=_MAPS)
 BETTER = (
     Experiment('equilibrium', '', _DIGITS, _SIZE, note='Not in the log: an energy transformer on digits.'),
@@ -100,7 +100,7 @@ BETTER = (
     Experiment('equilibrium_mnist', 'equilibrium', at=_MNIST, note='The same on MNIST; at scale smoke digits stand in.'),
     Experiment('equilibrium_mnist_backprop', 'equilibrium_mnist', dict(estimator='bptt')),
     Experiment('equilibrium_digits_conv', 'equilibrium', dict(network='conv', patch=3, stride=1, d_model=8, spectral_clip=4., lr=.01), note='Convolutional Hopfield network on digits.'),
-    Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), _CONV, 'Convolutional Hopfield network on MNIST, on a laptop with an eighth of the images.'),
+    Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), _CONV, 'Convolutional Hopfield network on MNIST.'),
     Experiment('equilibrium_conv_backprop', 'equilibrium_conv', dict(estimator='bptt')),
 )
 EXPERIMENTS = LOG + PLANS + NAMES + LADDER + BETTER
