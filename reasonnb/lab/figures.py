@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'LOG', 'VERDICT_LOOK', 'style', 'dots', 'curves', 'iterations',
            'buckets', 'effects', 'save', 'present', 'to_markdown', 'to_html']
 
-# %% ../../nbs/lab/05_figures.ipynb #a1a25ba6
+# %% ../../nbs/lab/05_figures.ipynb #c6b5f38f
 import math
 import re
 import textwrap
@@ -22,7 +22,7 @@ from ..core.config import UserError
 from ..core.records import atomic
 from ..core.statistics import interval
 from . import catalogue
-from .results import reported, runs_of, samples
+from .results import course, reported, runs_of, samples
 
 # %% ../../nbs/lab/05_figures.ipynb #74593303
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
@@ -145,7 +145,7 @@ def _key(ax, seeds:bool, log:bool):
     keys += [(_log_mark(ax, math.nan, 0), 'the log, one run at its own scale')]*log
     ax.figure.legend(*zip(*keys), loc='outside lower left', ncols=3, frameon=False, fontsize=8.5, handletextpad=.5, columnspacing=1.6)
 
-# %% ../../nbs/lab/05_figures.ipynb #f5ebedf5
+# %% ../../nbs/lab/05_figures.ipynb #29895b6e
 def _looks(experiments:list[str]) -> list[tuple]: # (slug, colour, marker, dashes)
     "A look for each line; more lines than looks could not be told apart."
     if len(experiments) > len(COLOURS):
@@ -154,10 +154,7 @@ def _looks(experiments:list[str]) -> list[tuple]: # (slug, colour, marker, dashe
 
 def _curve(runs:pd.DataFrame, metric:str, kind:str): # (steps, mean, lowest, highest) or None
     "Seeds on common steps: thinned curves need not share them, so each is read between its neighbours."
-    lines = []
-    for record in runs['record']:
-        points = [(row['step'], row[metric]) for row in record.get('curve', []) if row['kind'] == kind and row.get(metric) is not None]
-        if points: lines.append(np.array(sorted(points), dtype=float).T)
+    lines = [line.T for record in runs['record'] if len(line := course(record, metric, kind))]
     if not lines: return None
     end = min(line[0, -1] for line in lines) # a run that stopped early ends the mean
     steps = np.unique(np.concatenate([line[0] for line in lines]))
