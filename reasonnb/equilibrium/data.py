@@ -101,7 +101,7 @@ def to_idx(array:np.ndarray) -> bytes: # an IDX file
     "The file of an array of bytes."
     return bytes([0, 0, 8, array.ndim]) + b''.join(n.to_bytes(4, 'big') for n in array.shape) + array.astype(np.uint8).tobytes()
 
-# %% ../../nbs/equilibrium/00_data.ipynb #34b76845
+# %% ../../nbs/equilibrium/00_data.ipynb #2529935c
 MNIST = {  # file -> sha256 of its unpacked bytes
     'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
     'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
@@ -136,6 +136,7 @@ def _mnist_files() -> list[Path]:
         except Exception as e: why = f'; the download failed ({" ".join(str(e).split())[:100]})'
     return _four([f / 'mnist' for f in folders], 'MNIST', why)
 
+# %% ../../nbs/equilibrium/00_data.ipynb #0451359f
 def mnist(folder=None, # with the four files, not compared with MNIST's; None = MNIST itself, from the data folders
           validation:int=5000, limit:int=0) -> Splits:
     "60,000 training images of 28x28 pixels, less the validation part, and 10,000 for the test."
