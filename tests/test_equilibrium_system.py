@@ -1,4 +1,6 @@
 """Equilibrium runs: that every configuration trains, that a run survives a kill, and that mistakes are named before time is lost."""
+from functools import partial
+
 import pytest
 import torch
 from reasonnb.core.config import UserError
@@ -20,13 +22,26 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 def test_every_section_that_trains_has_a_configuration(): assert missing('equilibrium') == []
 
 
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    "The whole path of `torch.compile` but the slow generation of code."
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+
+
 @pytest.mark.parametrize('slug', SLUGS)
-def test_every_configuration_trains(slug, tmp_path):
+def test_every_configuration_trains(slug, tmp_path, quick_compiler):
     config = resolve(slug, 'smoke', **SHORT)
     record = fit(EquilibriumTask(config), config, tmp_path)
     metrics = record['metrics']
     assert record['steps'] == 2 and metrics['loss'] > 0 and 0 <= metrics['test_accuracy'] <= 1 and metrics['n_test'] == 360
     if config.estimator == 'bptt': assert metrics['memory_over_backprop'] == 1
+
+
+@pytest.mark.parametrize('slug', ['beta_0_22_fixed', 'equilibrium', 'equilibrium_conv_backprop'])
+def test_a_compiled_map_learns_the_same(slug, tmp_path, quick_compiler):
+    plain, compiled = (fit(EquilibriumTask(c), c, tmp_path / str(c.compile))['metrics']
+                       for c in (resolve(slug, 'smoke', **SHORT | dict(dropout=0., steps=4, compile=on)) for on in (False, True)))
+    assert compiled['loss'] == pytest.approx(plain['loss'], rel=1e-4) and compiled['speedup'] < 1
 
 
 @pytest.mark.parametrize('slug', ['beta_0_20_annealed', 'equilibrium'])
@@ -57,7 +72,7 @@ def test_a_missing_data_set_is_named_with_its_places(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (dict(beta=0), 'nothing to measure'), (dict(estimator='ep_symetric'), 'expected one of'), (dict(network='cross'), "network='energy'"), (dict(dropout=.1), 'no fixed point'),
-    (dict(precision='bfloat16'), 'drowns'), (dict(compile=True), 'compile=False'), (dict(damping=1.5), 'at most 1'), (dict(batch_size=10_000), 'train_images')])
+    (dict(precision='bfloat16'), 'drowns'), (dict(compile=True, estimator='implicit'), 'compile=False'), (dict(damping=1.5), 'at most 1'), (dict(batch_size=10_000), 'train_images')])
 def test_mistakes_are_named_before_anything_runs(change, message):
     with pytest.raises(UserError, match=message): resolve('equilibrium', 'smoke', **change)
 

@@ -105,7 +105,7 @@ class EquilibriumConfig(ImageConfig):
         super().check()
         check_equilibrium(self)
 
-# %% ../../nbs/equilibrium/06_config.ipynb #4427c061
+# %% ../../nbs/equilibrium/06_config.ipynb #4c324e66
 def check_equilibrium(c:EquilibriumConfig):
     "Raise `UserError` for the first rule that the network or the phases of `c` break."
     def refuse(when, why):
@@ -124,7 +124,8 @@ def check_equilibrium(c:EquilibriumConfig):
     refuse(c.network in ('cross', 'self') and ESTIMATORS[c.estimator].energy,
            f"estimator={c.estimator!r} needs network='energy' or 'conv'; for {c.network!r} take asymmetric, vector_field or implicit")
     refuse(c.precision != 'float32', "precision: a small pull drowns in bfloat16; use precision='float32'")
-    refuse(c.compile, 'compile=True: the trainer compiles whole models, and here only the map is called; set compile=False')
+    refuse(c.compile and c.estimator in ('implicit', 'asymmetric', 'holomorphic'),
+           f'compile=True: estimator={c.estimator!r} keeps a graph for several passes or computes with complex numbers, which a compiled map cannot; set compile=False')
     for beta in (c.beta, c.beta_end): phases_of(c, beta or c.beta)
 
 @lru_cache

@@ -24,7 +24,7 @@ def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
     given = dict(log=log, h200=log, laptop=laptop, smoke=smoke)
     return {scale: fields for scale, fields in given.items() if fields}
 
-# %% ../../nbs/equilibrium/08_experiments.ipynb #db65e292
+# %% ../../nbs/equilibrium/08_experiments.ipynb #a78fe973
 _WIDER = at(dict(d_model=512, heads=16, d_ff=2048), dict(d_model=128, heads=8, d_ff=512), dict(d_model=32, heads=4, d_ff=64))
 _LONGER = at(dict(epochs=50), dict(epochs=30), dict(epochs=4))
 _COSINE = dict(schedule='cosine')
@@ -48,6 +48,7 @@ PLANS = (
     Experiment('eq_try1_longer', 'beta_0_22_fixed', at=_LONGER),
     Experiment('eq_try2_scale', 'beta_0_22_fixed', at=_WIDER),
     Experiment('eq_try3_lr', 'beta_0_22_fixed', _COSINE, _WARM),
+    Experiment('eq_rec_speed', 'beta_0_22_fixed', dict(compile=True), note='Of its three advices the one with a number.'),
     Experiment('eq_no_layernorm', 'beta_0_22_fixed', dict(norm='none'), note='Not in the log, whose block has layer norms although it plans to try them.'),
     Experiment('eq_take4_gap94', 'eq_try3_lr', at={scale: _WIDER[scale] | _LONGER[scale] for scale in _WIDER} | dict(laptop=dict(d_model=96, d_ff=384, epochs=24)),
                note='Wider, longer and with a cosine.'),

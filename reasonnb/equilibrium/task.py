@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['REST', 'POINTS', 'build_model', 'look', 'radius', 'largest_drop', 'ImageBatches', 'EquilibriumTask', 'field_flop',
-           'memory_ratio']
+           'memory_ratio', 'compile_gain']
 
-# %% ../../nbs/equilibrium/07_task.ipynb #1bc3146b
+# %% ../../nbs/equilibrium/07_task.ipynb #e21dd686
+import math
+import time
+from types import MethodType
+
 import numpy as np
 import pandas as pd
 import torch
@@ -38,7 +42,7 @@ def build_model(c:EquilibriumConfig, # settings
         if c.network == 'self': return SelfBlock(**common)
         return EnergyTransformer(**common, size=c.head_size or c.d_model // c.heads, activation=c.activation, inhibitory=c.inhibitory)
 
-# %% ../../nbs/equilibrium/07_task.ipynb #5b796afb
+# %% ../../nbs/equilibrium/07_task.ipynb #48b5d8df
 REST = 1e-3  # relative residual at which an image counts as at rest where the config names none
 
 @torch.no_grad()
@@ -57,7 +61,7 @@ def radius(model:Equilibrium, images:Images, c:EquilibriumConfig, count:int=32, 
     "Mean spectral radius of the map where the first images come to rest; by power iteration with the transposed derivative, which has the same spectrum."
     u = model.drive(images.images[:count].to(next(model.parameters()).device)).detach()
     h = relax(model.field, model.start(u), (u,), damping=c.damping, iterations=c.iterations).state.requires_grad_()
-    f, growth = model.field(h, u), []
+    f, growth = type(model).field(model, h, u), []  # never compiled: that would not keep the graph
     v = torch.randn(h.shape, generator=torch.Generator().manual_seed(0)).to(h.device)
     for _ in range(pushes):
         v, = torch.autograd.grad(f, h, v / v.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None], retain_graph=True)
@@ -92,12 +96,13 @@ class ImageBatches:
         if c.jitter: images = images + c.jitter * torch.randn(images.shape, generator=noise)
         return Batch(dict(images=images, labels=part.labels, epoch=torch.full((len(part),), epoch)), torch.ones(len(part)))
 
-# %% ../../nbs/equilibrium/07_task.ipynb #4825f363
+# %% ../../nbs/equilibrium/07_task.ipynb #37700595
 class EquilibriumTask(ImageBatches):
     "An equilibrium on images, as the trainer wants it."
     def __init__(self, config:EquilibriumConfig):
         super().__init__(config)
         self.model = build_model(config, self.data.shape, self.data.classes)
+        if config.compile: self.model.field = torch.compile(self.model.field)  # the trainer compiles a model's forward, and a relaxation calls its map
         self.accuracies, self.updates, self.untrusted = [], 0, torch.zeros(())
 
     def state_dict(self) -> dict: return dict(accuracies=list(self.accuracies), updates=self.updates, untrusted=self.untrusted.cpu())
@@ -125,7 +130,8 @@ class EquilibriumTask(ImageBatches):
         found |= dict(test_accuracy=found['accuracy'], n_test=len(seen), validation_accuracy=self.accuracies[-1], train_accuracy=trained['right'].mean(),
                       iterations_sd=seen['iterations'].std(), iterations_follow_doubt=_follows(seen), spectral_radius=radius(model, self.data.validation, c),
                       untrusted=float(self.untrusted) / max(self.updates, 1), collapse=drop, collapsed=float(drop >= POINTS))
-        return found | (dict(memory_over_backprop=memory_ratio(self)) if c.measure_memory else {})
+        if c.measure_memory: found |= dict(memory_over_backprop=memory_ratio(self))
+        return found | (dict(speedup=compile_gain(self)) if c.compile else {})
 
     def describe(self) -> dict:
         "The honesty columns of the record."
@@ -134,7 +140,7 @@ class EquilibriumTask(ImageBatches):
         return dict(params=sum(p.numel() for p in self.model.parameters()), data=f'{d.name}: {sizes}',
                     protocol=f'{c.estimator}, beta {c.beta:g}; single network, last weights, no test-time augmentation', flop_per_item=field_flop(self.model, d) * c.iterations)
 
-# %% ../../nbs/equilibrium/07_task.ipynb #c9169f56
+# %% ../../nbs/equilibrium/07_task.ipynb #d02b1e17
 def _summary(seen:pd.DataFrame) -> dict[str, float]:
     return dict(loss=seen['loss'].mean(), accuracy=seen['right'].mean(), iterations=seen['iterations'].mean(), residual=seen['residual'].median(),
                 residual_worst=seen['residual'].max())
@@ -160,3 +166,19 @@ def memory_ratio(task:EquilibriumTask) -> float:
     ratio = kept(c.estimator) / kept('bptt')
     task.model.zero_grad(set_to_none=True)
     return ratio
+
+def compile_gain(task:EquilibriumTask, rounds:int=12) -> float:
+    "Share of a training step's time that the compiled map saves: best of some steps with either map, taking turns."
+    device, compiled, best = next(task.model.parameters()).device, task.model.field, {}
+    batch = task.batch(0).to(device)
+    task.model.train()
+    for k in range(2 * rounds):
+        task.model.field = (compiled, MethodType(type(task.model).field, task.model))[k % 2]
+        if device.type == 'cuda': torch.cuda.synchronize()
+        start = time.perf_counter()
+        task.backward(batch)
+        if device.type == 'cuda': torch.cuda.synchronize()
+        best[k % 2] = min(best.get(k % 2, math.inf), time.perf_counter() - start)
+    task.model.field = compiled
+    task.model.zero_grad(set_to_none=True)
+    return 1 - best[0] / best[1]
