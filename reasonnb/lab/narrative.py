@@ -111,7 +111,7 @@ def compare(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without
                     | {name: say(left) for name, say in columns.items()} | {'seeds': f'{len(a)} and {len(b)}', 'so': _so(gap, pair)})
     return pd.DataFrame(rows).set_index('left') if rows else 'no records yet'
 
-# %% ../../nbs/lab/05d_narrative.ipynb #3b1b0221
+# %% ../../nbs/lab/05d_narrative.ipynb #4b56ae70
 def reading(runs:Shares, left:str, right:str, # experiments
             metric:str='', # '' = that of the runs
             what:str='test images') -> str: # Markdown
@@ -120,8 +120,8 @@ def reading(runs:Shares, left:str, right:str, # experiments
     if missing := [name for slug, name in ((left, a), (right, b)) if not runs.there(slug)]: return f'**Ours:** no runs of *{missing[0]}* yet.'
     ours, theirs = runs.seeds(left, metric), runs.seeds(right, metric)
     gap, pair = difference(ours, theirs), runs.by_seed(left, right, metric)
-    tells = {'better': 'more', 'worse': 'fewer', 'undecided': 'undecided'} | {'better, seed by seed': 'seed by seed **more**, between independent runs undecided',
-        'worse, seed by seed': 'seed by seed **fewer**, between independent runs undecided'}
+    how = 'seed by seed **{}**, between independent runs undecided'.format
+    tells = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer', 'better, seed by seed': how('more'), 'worse, seed by seed': how('fewer')}
     return (f'**Ours:** {a} against {b}, {runs.points(gap.value)} points of {what} ({runs.between(gap)}; seed by seed {runs.between(pair)}; '
             f'{len(ours)} and {len(theirs)} seeds): {tells[_so(gap, pair)]}.')
 
