@@ -23,7 +23,7 @@ test: .venv/ok ## install, check that notebooks and package agree, run all tests
 	$(BIN)/python tests/no_diff.py
 	cd nbs && ../$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile --nbval-lax --nbval-current-env $(LOGS)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lab: .venv/ok ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
