@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'LOG', 'VERDICT_LOOK', 'style', 'dots', 'curves', 'iterations',
            'buckets', 'effects', 'save', 'present', 'to_markdown', 'to_html']
 
-# %% ../../nbs/lab/05_figures.ipynb #c6b5f38f
+# %% ../../nbs/lab/05_figures.ipynb #659eaf91
 import math
 import re
 import textwrap
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..core.config import UserError
 from ..core.records import atomic
@@ -53,7 +53,7 @@ def _settled(fig:Figure) -> Figure:
     fig.set_layout_engine('none')
     return fig
 
-# %% ../../nbs/lab/05_figures.ipynb #2a5b4285
+# %% ../../nbs/lab/05_figures.ipynb #2d18dc34
 def _is_share(metric:str) -> bool:
     "True for a metric that is a share of 1."
     return 'accuracy' in metric or metric.endswith('_share')
@@ -64,8 +64,14 @@ def _say(value:float, metric:str, digits:int=1) -> str:
     return (f'{100*value:.{digits}f}' if _is_share(metric) else f'{value:.3g}').replace('-', '−')
 
 def _axis(axis, metric:str):
-    "Percent ticks for shares, plain ones otherwise."
-    if _is_share(metric): axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=' %'))
+    "Percent ticks for shares, with no more digits than tell them apart; plain ones otherwise."
+    def say(x, _):
+        ticks = 100*axis.get_majorticklocs()
+        digits = next((d for d in (0, 1) if np.allclose(ticks, ticks.round(d), rtol=0, atol=1e-6)), 2)
+        return f'{100*x:.{digits}f} %'.replace('-', '−')
+    if _is_share(metric):
+        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axis.set_major_formatter(say)
 
 def _name(metric:str) -> str:
     "`puzzle_accuracy` as a label."
