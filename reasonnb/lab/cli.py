@@ -78,7 +78,7 @@ Scale = Annotated[str, typer.Option(help='Size of the run, e.g. smoke, laptop or
 
 # %% ../../nbs/lab/07_cli.ipynb #21cfabf8
 def _runs_of(slug:str) -> int:
-    return len(list((catalogue.root()/'papermill_runs').glob(f'*/{slug}/*/record.json')))
+    return len(list((catalogue.workspace()/'papermill_runs').glob(f'*/{slug}/*/record.json')))
 
 @_command
 def list_(log:Log=None,
@@ -161,7 +161,7 @@ def _row(run, found:dict) -> dict:
     record = run.folder/'record.json'
     metrics = json.loads(record.read_text())['metrics'] if found['status'] == 'ok' else {}
     return {name: getattr(run, name) for name in ('experiment', 'scale', 'seed', 'overrides', 'log')} | found | {
-        'folder': os.path.relpath(run.folder, catalogue.root()), 'metrics': metrics}
+        'folder': os.path.relpath(run.folder, catalogue.workspace()), 'metrics': metrics}
 
 def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda: None) -> dict:
     "Run them, say how it went; exit code 130 if interrupted."

@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 import psutil
 from ..core.config import Config, System, UserError, parse_overrides
-from .catalogue import log_of, resolve, root, system_of
+from ..core.places import job_environment, shipped, workspace
+from .catalogue import log_of, resolve, system_of
 
 # %% ../../nbs/lab/01_runs.ipynb #8ed367a7
 @lru_cache
@@ -98,7 +99,7 @@ class Run:
 def run_dir(log:str, experiment:str, scale:str, seed:int, overrides:str='') -> Path:
     "papermill_runs/<log>/<experiment>/<scale>-s<seed>, with a hash of the overrides if there are any."
     tail = '-' + hashlib.sha256(overrides.encode()).hexdigest()[:6] if overrides else ''
-    return root()/'papermill_runs'/log/experiment/f'{scale}-s{seed}{tail}'
+    return workspace()/'papermill_runs'/log/experiment/f'{scale}-s{seed}{tail}'
 
 def _normal(config:Config, plain:Config) -> str:
     "The overrides that make a difference, spelled in one way."
@@ -116,7 +117,7 @@ def plan(experiment:str, # slug
     config, plain = resolve(experiment, scale, seed=seed, **given), resolve(experiment, scale, seed=seed)
     system, log, text = system_of(experiment), log_of(experiment), _normal(config, plain)
     resolve(experiment, scale, seed=seed, **parse_overrides(text))  # the job reads them as text: fail here if it cannot
-    job = root()/'nbs'/system.job
+    job = shipped(f'nbs/{system.job}')
     about = dict(experiment=experiment, scale=scale, seed=config.seed, overrides=text)
     check_job(job, about | {'run_dir': '', 'run_id': ''})
     name = run_id(job, system, about | {'config': config.to_dict()})
@@ -237,9 +238,9 @@ def _watch(process:subprocess.Popen, seconds:float, stop:threading.Event, force:
 def _attempt(run:Run, env:dict, seconds:float, stop:threading.Event, force:threading.Event, lock:int) -> dict: # status, error, peak_memory
     "Execute the job once, in a child."
     command = [sys.executable, '-c', 'from reasonnb.lab.runs import child; child()', str(run.unfinished)]
-    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | env | {'REASONNB_ROOT': str(root())}  # agg would suppress inline figures
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | env | job_environment()  # agg would suppress inline figures
     with open(run.unfinished/'run.log', 'ab') as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=root(), env=env,
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=workspace(), env=env,
                                    start_new_session=True, pass_fds=[lock])
     with process.stdout:
         why, peak = _watch(process, seconds, stop, force)
