@@ -7,14 +7,13 @@ __all__ = ['GRACE', 'sources', 'run_id', 'job_parameters', 'check_job', 'Run', '
            'progress', 'child', 'queue', 'execute']
 
 # %% ../../nbs/lab/01_runs.ipynb #dcf8bd25
-import ast, fcntl, hashlib, inspect, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ast, hashlib, inspect, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import psutil
 from ..core.config import Config, System, UserError, parse_overrides
+from ..core.locks import file_lock
 from ..core.places import job_environment, shipped, workspace
 from .catalogue import log_of, resolve, system_of
 
@@ -129,16 +128,9 @@ def _read(path:Path) -> dict:
     try: return json.loads(path.read_text())
     except (OSError, ValueError): return {}
 
-@contextmanager
-def _locked(folder:Path) -> Iterator[int|None]: # a file descriptor, or None if another process has the lock
-    "Held while a run goes on; the operating system lets go of it when the holder dies, however it dies."
-    with open(folder/'.lock', 'w') as file:
-        for _ in range(20):  # somebody may be looking at the status, which takes the lock for an instant
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: time.sleep(0.02)
-            else: break
-        else: return (yield None)
-        yield file.fileno()
+def _locked(folder:Path):
+    "Held while a run goes on; somebody may be looking at the status, which takes it for an instant."
+    return file_lock(folder/'.lock', seconds=0.4)
 
 def status(run:Run) -> dict: # status, id, and for runs that ended: seconds, error, peak_memory
     "What is known about a run; one whose driver died counts as killed."
