@@ -151,7 +151,8 @@ def check_config(c:Config):
         refuse(getattr(c, name) < 1, f"{name}={getattr(c, name)}: must be at least 1")
     for f in dataclasses.fields(Config):
         value = getattr(c, f.name)
-        refuse(f.name != 'seed' and isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")
+        refuse(isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")
+    refuse(c.seed >= 2**32, f"seed={c.seed}: must be at most {2**32 - 1}, as for numpy")
     refuse(c.lr_floor > 1, f"lr_floor={c.lr_floor}: a share of the peak, at most 1")
     refuse(c.ema >= 1, f"ema={c.ema}: the averaged weights would never move; use less than 1")
     refuse(max(c.betas) >= 1 or min(c.betas) < 0, f"betas={c.betas}: each must lie in [0, 1)")
