@@ -72,6 +72,7 @@ def _manager() -> type: # of kernels
 # %% ../../nbs/lab/00a_kernel.ipynb #04cfec71
 def _papermill(spec:dict, out:Path, stopping:threading.Event):
     "Execute the job notebook, its progress bars kept small (`coalesce_streams`), its kernel reached by sockets of its own."
+    sys.modules.setdefault('rfc3987_syntax', None)  # jsonschema does without; a grammar of web addresses, seconds to import
     import logging, papermill, traitlets.config
     logging.getLogger('papermill').setLevel(logging.CRITICAL)  # `plan` checks parameters better, and `child` says what went wrong
     def on_cell_start(**_):  # an interrupt between two cells is lost on the kernel

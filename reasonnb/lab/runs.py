@@ -115,10 +115,11 @@ def plan(experiment:str, # slug
     "Check everything about a run that can be checked before it starts."
     given = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
     if 'seed' in given: raise UserError("seed is not an override; use --seed (seeds: in a sweep file)")
-    config, plain = resolve(experiment, scale, seed=seed, **given), resolve(experiment, scale, seed=seed)
+    config = plain = resolve(experiment, scale, seed=seed)
+    if given: config = resolve(experiment, scale, seed=seed, **given)
     system, log, text = system_of(experiment), log_of(experiment), _normal(config, plain)
-    again = resolve(experiment, scale, seed=seed, **parse_overrides(text))  # the job reads them as text: fail here if it cannot
-    if again != config: raise UserError(f"overrides {overrides!r} cannot be written as text: {text!r}")
+    if text and resolve(experiment, scale, seed=seed, **parse_overrides(text)) != config:  # the job reads them as text
+        raise UserError(f"overrides {overrides!r} cannot be written as text: {text!r}")
     job = root()/'nbs'/system.job
     about = dict(experiment=experiment, scale=scale, seed=config.seed, overrides=text)
     check_job(job, about | {'run_dir': '', 'run_id': ''})
