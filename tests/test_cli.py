@@ -1,5 +1,5 @@
 """The command line as a process: exit codes, one-line mistakes, and being stopped in the middle."""
-import json, os, re, signal, subprocess, sys
+import json, os, pty, re, signal, subprocess, sys
 import pytest
 from toy import REPO, cli, environment, kernels, make_root, start_cli, until
 
@@ -35,20 +35,94 @@ for words in (['--help'], ['list'], ['show', 'fast']):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('words, message', [
+def each(root, *cases):
+    """Exit code, standard output and standard error of many commands, each in a fork of one process that has imported the package.
+
+    A case is (words, what stands for standard output): a file to write into, or 'gone' for a pipe whose reader has closed it.
+    """
+    code = '''import os, sys
+from reasonnb.lab.cli import app
+place, cases = sys.argv[1], eval(sys.argv[2])
+for number, (words, stream) in enumerate(cases):
+    child = os.fork()
+    if child == 0:
+        reader, writer = os.pipe()
+        os.close(reader)
+        out = writer if stream == 'gone' else os.open(stream or f'{place}/{number}.out', os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1)
+        os.dup2(os.open(f'{place}/{number}.err', os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = ['reasonnb', *words]
+        app()
+        sys.exit('the command did not end')
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+'''
+    place = root/'streams'
+    place.mkdir(exist_ok=True)
+    for file in place.iterdir(): file.unlink()
+    env = os.environ | environment(root)
+    done = subprocess.run([sys.executable, '-c', code, str(place), repr(cases)], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    def said(name): return (place/name).read_text() if (place/name).exists() else ''
+    return [(int(code), said(f'{number}.out'), said(f'{number}.err')) for number, code in enumerate(done.stdout.split())]
+
+
+MISTAKES = [
     (['run', 'fsat'], "unknown experiment 'fsat': did you mean 'fast'?"),
     (['run', 'a_plan'], "'a_plan' (toy_log, plan) has no configuration yet"),
     (['run', 'fast', '--scale', 'smoek'], "unknown scale 'smoek': did you mean 'smoke'?"),
     (['run', 'fast', '--set', 'rte=1'], "unknown field of ToyConfig 'rte': did you mean 'rate'?"),
     (['run', 'fast', '--set', 'rate=much'], "rate='much': expected float"),
     (['run', 'fast', '--set', 'rate'], 'expected name=value'),
+    (['run', 'fast', '--seed', '-3'], 'seed=-3: must not be negative'),
+    (['run', 'fast', '--seed', '5000000000'], 'seed=5000000000: must be at most 4294967295'),
+    (['run', 'fast', '--set', 'device=gpu'], "device='gpu': expected one of 'auto', 'cpu', 'cuda', 'mps'"),
+    (['run', 'fast', '--set', 'device=mps'], "device='mps' is not available here"),
+    (['run', 'fast', '--timeout', 'nan'], 'timeout: nan is not a number of seconds'),
+    (['run', 'fast', '--timeout', '-1', '--dry-run'], 'timeout: -1.0 is not a number of seconds'),
     (['sweep', 'bth.yaml'], 'no sweep file bth.yaml; there are both.yaml in nbs/jobs'),
+    (['sweep', 'nbs/jobs'], 'sweep file nbs/jobs: Is a directory'),
+    (['sweep', 'latin.yaml'], 'latin.yaml line 2 is not UTF-8 text'),
     (['list', '--log', 'other'], "unknown log 'other'"),
     (['results', '--log', 'other'], "unknown log 'other'"),
+]
+
+
+def test_mistakes_are_one_line(root):
+    (root/'latin.yaml').write_bytes('experiments: [fast]\n# für später\n'.encode('latin-1'))
+    for (words, message), (code, out, err) in zip(MISTAKES, each(root, *((words, '') for words, _ in MISTAKES)), strict=True):
+        assert (code, out) == (2, '') and err.startswith('reasonnb: ') and message in err and err.count('\n') == 1, (words, err)
+    assert not folder(root, 'fast').exists()
+
+
+def test_streams_and_files_that_fail_are_one_line(root, tmp_path_factory):
+    gone, full, shown = each(root, (['list'], 'gone'), (['list'], '/dev/full'), (['show', 'fast', '--json'], '/dev/full'))
+    assert gone == (141, '', '')  # as in `reasonnb list | head -1`
+    assert full == shown == (1, '', 'reasonnb: the disk is full (while writing); free some space and give the same command again\n')
+    torn = make_root(tmp_path_factory.mktemp('torn')).resolve()
+    table = torn/'data'/'logs'/'sections.csv'
+    table.write_bytes(table.read_bytes() + 'toy_log,7,Über,later,plan,,,,\n'.encode('latin-1'))
+    assert each(torn, (['list'], '')) == [(2, '', f'reasonnb: {table} is not UTF-8 text\n')]
+    table.unlink()
+    table.mkdir()
+    assert each(torn, (['list'], '')) == [(2, '', f'reasonnb: {table}: Is a directory\n')]
+
+
+@pytest.mark.parametrize('closed, words, code, message', [
+    ('<&-', ['solve', '-'], 1, 'standard input holds no puzzle'),
+    ('>&-', ['list'], 1, 'standard output: closed; give it a file, or /dev/null'),
+    ('<&- 2>&-', ['list'], 0, ''),
 ])
-def test_mistakes_are_one_line(root, words, message):
-    code, out, err = cli(root, *words)
-    assert code == 2 and out == '' and err.startswith('reasonnb: ') and message in err and err.count('\n') == 1
+def test_closed_streams(root, closed, words, code, message):
+    command = f'exec "$@" {closed}'
+    words = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
+    done = subprocess.run(['sh', '-c', command, 'sh', *words], cwd=root, env=os.environ | environment(root), capture_output=True, text=True)
+    assert done.returncode == code and message in done.stderr and done.stderr.count('\n') == bool(message)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(root):
+    code = 'from reasonnb.lab import cli\n@cli._command\ndef broken(): return {}["no such key"]\ncli.app(["broken"])'
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=os.environ | environment(root), capture_output=True, text=True)
+    assert done.returncode == 1 and "KeyError: 'no such key'" in done.stderr and 'Traceback' in done.stderr
 
 
 def test_outside_a_repository(tmp_path):
@@ -76,10 +150,10 @@ def test_a_sweep_does_what_it_can_and_says_what_it_could_not(root):
     assert 'ok fast smoke s5 rate=0.2' in err and 'KILLED fast smoke s5 trouble=always_kill' in err and '1 of 2 runs finished' in err
     assert 'rate=0.2' in out and 'always_kill' not in out
     code, out, err = cli(root, 'sweep', str(file), '--dry-run')
-    assert code == 0 and out.count('papermill nbs/jobs/toy.ipynb') == 2
+    assert code == 0 and out.count('run fast --scale smoke --seed 5 --set') == 2
 
 
-SLOW = ['--set', 'pause=0.05', '--set', 'steps=80']
+SLOW = ['--set', 'pause=0.05', '--set', 'steps=60']
 
 
 def step(run_folder):
@@ -87,36 +161,63 @@ def step(run_folder):
     except OSError: return 0
 
 
-def started(root, seed):
-    "A slow run by the command line, once it has done some steps."
-    process = start_cli(root, 'run', 'start', '--seed', str(seed), *SLOW)
-    place = None
+def place_of(root, seed):
+    "The folder of a slow run, once it has done some steps."
+    found = []
     def going():
-        nonlocal place
-        place = next(folder(root, 'start').glob(f'smoke-s{seed}-*'), None)
-        return place and step(place) > 5
+        found[:] = folder(root, 'start').glob(f'smoke-s{seed}-*')
+        return found and step(found[0]) > 5
     until(going)
-    return process, place
+    return found[0]
 
 
-@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)], ids=['ctrl-c', 'term', 'kill -9'])
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=['ctrl-c', 'kill -9'])
 def test_stopped_in_the_middle_nothing_is_lost(root, number, code):
     seed = int(number)
-    process, place = started(root, seed)
+    process = start_cli(root, 'run', 'start', '--seed', str(seed), *SLOW)
+    place = place_of(root, seed)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code and 'Traceback' not in err
     if code == 130: assert '0 of 1 runs finished; nothing is lost, the same command goes on from here' in err
     until(lambda: not kernels(place), 20)
     assert (place/'unfinished'/'checkpoint.pt').exists() and not (place/'record.json').exists()
-    if number == signal.SIGTERM: return  # from here on it is as after ctrl-c
     reached = step(place)
     code, out, err = cli(root, 'run', 'start', '--seed', str(seed), *SLOW, '--json')
     found = json.loads(out)[0]
     assert code == 0 and found['resumed'] >= reached - 1
     assert f'from step {found["resumed"]}' in err
     rows = [json.loads(line)['step'] for line in (place/'metrics.jsonl').read_text().splitlines()]
-    assert max(rows) == 80 and json.loads((place/'record.json').read_text())['start'] >= reached - 1
+    assert max(rows) == 60 and json.loads((place/'record.json').read_text())['start'] >= reached - 1
+
+
+def test_a_run_deaf_to_the_interrupt_is_stopped_by_term_and_paints_nothing_on_a_dumb_terminal(root):
+    "As `reasonnb run ... &` in a script, on a terminal that knows no escape codes."
+    master, slave = pty.openpty()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
+        words = ['run', 'start', '--seed', '15', '--set', 'pause=0.05', '--set', 'steps=10000']
+        process = subprocess.Popen([sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words], cwd=root, stdin=slave, stdout=slave,
+                                   stderr=slave, env=os.environ | environment(root) | {'TERM': 'dumb'})
+    finally: signal.signal(signal.SIGINT, before)
+    os.close(slave)
+    place, said = place_of(root, 15), []
+    process.send_signal(signal.SIGINT)
+    reached = step(place)
+    until(lambda: step(place) > reached + 5)
+    process.send_signal(signal.SIGTERM)
+    process.wait(20)
+    while True:
+        try: said.append(os.read(master, 65536))
+        except OSError: break  # all is read
+        if not said[-1]: break
+    os.close(master)
+    until(lambda: not kernels(place), 20)
+    text = b''.join(said).decode()
+    assert process.returncode == 130 and '0 of 1 runs finished' in text and 'start start smoke s15' in text
+    assert '\x1b' not in text and '\r' not in text.replace('\r\n', '')
+    log = (place/'unfinished'/'run.ipynb').read_text()
+    assert (place/'unfinished'/'checkpoint.pt').exists() and 'KeyboardInterrupt' in log  # asked, not forced
 
 
 def test_claims_of_the_repository_for_a_program():

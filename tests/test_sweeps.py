@@ -4,7 +4,7 @@ import pytest
 from reasonnb.core.config import UserError
 from reasonnb.lab import sweeps
 from reasonnb.lab.runs import finished, plan, status
-from reasonnb.lab.sweeps import count_slots, gpus, load_sweep, papermill_command, plan_sweep, run_sweep
+from reasonnb.lab.sweeps import count_slots, gpus, load_sweep, plan_sweep, run_sweep, shell_command
 from toy import REPO, environment, shared_root, until
 
 
@@ -28,6 +28,20 @@ def test_shipped_sweeps_can_start(path):
     ('experiments: []', 'experiments is empty'),
     ('experiments: [fast]\nscales: [laptpo]', "unknown scale 'laptpo': did you mean 'laptop'?"),
     ('experiments: [fast]\nseeds: [true]', 'seeds: True is not a whole number'),
+    ('experiments: [fast]\nseeds: [1.5]', 'seeds: 1.5 is not a whole number'),
+    ('experiments: [fast]\nseeds: [0, -7]', 'seed=-7: must not be negative'),
+    ('experiments: [fast]\nseeds: [99999999999]', 'seed=99999999999: must be at most'),
+    ('experiments: [fast]\ntimeout: .nan', 'timeout: nan is not a number of seconds'),
+    ('experiments: [fast]\ntimeout: -3', 'timeout: -3 is not a number of seconds'),
+    ('experiments: [fast]\noverrides: [device=gpu]', "device='gpu': expected one of"),
+    ('experiments: [fast]\nscales: [smoke]\nexperiments: [start]', "line 3: 'experiments' stands there twice"),
+    ('experiments: [fast]\noverrides: [{steps: 2, rate: 1, steps: 3}]', "line 2: 'steps' stands there twice"),
+    ('experiments:\n\t- fast', 'is not YAML'),
+    ('', 'expected keys'),
+    (b'experiments: [fast] # caf\xe9', 'line 1 is not UTF-8 text'),
+    (b'experiments: [fast]\nseeds: [0] # \xb5', 'line 2 is not UTF-8 text'),
+    (bytes(range(256)), 'is not UTF-8 text'),
+    (b'\xff\xfee\x00x', 'is not UTF-16 text'),
     ('experiments: [fast]\noverrides: [{steps: 2.5}]', 'steps=2.5'),
     ('experiments: [fast]\noverrides: [seed=3]', 'seed is not an override'),
     ('experiments: [fast', 'is not YAML'),
@@ -35,9 +49,17 @@ def test_shipped_sweeps_can_start(path):
 ])
 def test_a_slip_in_a_sweep_file_is_one_line(root, tmp_path, text, message):
     file = tmp_path/'slip.yaml'
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught: load_sweep(file)
     assert message in str(caught.value) and str(file) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_sweep_file_may_be_utf_16_but_no_folder(root, tmp_path):
+    file = tmp_path/'wide.yaml'
+    for codec in ('utf-8-sig', 'utf-16', 'utf-16-be'):
+        file.write_bytes(('\ufeff' * (codec == 'utf-16-be') + 'experiments: [fast]  # café').encode(codec))
+        assert [run.name for run in load_sweep(file).runs] == ['fast smoke s0']
+    with pytest.raises(UserError, match=f'sweep file {tmp_path}: Is a directory'): load_sweep(tmp_path)
 
 
 def test_finished_runs_are_skipped_and_failed_ones_retried(root):
@@ -78,17 +100,24 @@ def test_slots_can_be_set(root, monkeypatch):
     assert gpus() == [] and count_slots() == sweeps.cores()
     monkeypatch.setenv('REASONNB_SLOTS', '7')
     assert count_slots() == 7
-    monkeypatch.setenv('REASONNB_SLOTS', 'many')
-    with pytest.raises(UserError, match='REASONNB_SLOTS=many'): count_slots()
+    for slots in ('many', '0', '-1', '1.5', '²'):
+        monkeypatch.setenv('REASONNB_SLOTS', slots)
+        with pytest.raises(UserError, match=f'REASONNB_SLOTS={slots}'): count_slots()
 
 
-def test_the_printed_papermill_command_does_the_run(root):
-    run = plan('fast', seed=300, overrides='steps=4')
-    scripts = os.path.dirname(sys.executable)
-    done = subprocess.run(papermill_command(run), shell=True, cwd=root, env=os.environ | {'PATH': f'{scripts}:{os.environ["PATH"]}'}, capture_output=True, text=True)
+def test_the_printed_command_is_the_run(root, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', os.path.dirname(sys.executable), prepend=os.pathsep)
+    (root/"it's a file.csv").write_text('1')
+    run = plan('fast', seed=300, overrides={'steps': 4, 'data': f"{root}/it's a file.csv"})
+    done = subprocess.run(shell_command(run), shell=True, cwd=tmp_path, capture_output=True, text=True)  # a queue starts it anywhere
     assert done.returncode == 0, done.stderr
     record = json.loads((run.folder/'record.json').read_text())
-    assert record['id'] == run.id and record['steps'] == 4 and record['seed'] == 300
+    assert record['id'] == run.id and record['steps'] == 4 and record['seed'] == 300 and not run.unfinished.exists()
+    for alone in (False, True):
+        if alone: (run.folder/'status.json').unlink()  # the record is enough
+        lines = []
+        run_sweep([run], say=lambda line, lasting: lines.append(line))
+        assert lines == [f'skip {run.name}: finished earlier']
 
 
 def test_a_cluster_without_ray_is_a_clear_mistake(root, monkeypatch):

@@ -10,6 +10,7 @@ __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config
 import dataclasses, difflib, hashlib, json, math, shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -67,11 +68,13 @@ def _spoken(kind) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 # %% ../../nbs/core/00_config.ipynb #d48a9185
+_kinds = lru_cache(get_type_hints)  # a large sweep makes thousands of configs of one class
+
 class Settings:
     "Base of config dataclasses: typed when made, changed by name, compared field by field."
 
     def __post_init__(self):
-        kinds = get_type_hints(type(self))
+        kinds = _kinds(type(self))
         for name, value in self._values().items():
             try: object.__setattr__(self, name, coerce(value, kinds[name]))
             except (TypeError, ValueError, OverflowError):
@@ -151,7 +154,8 @@ def check_config(c:Config):
         refuse(getattr(c, name) < 1, f"{name}={getattr(c, name)}: must be at least 1")
     for f in dataclasses.fields(Config):
         value = getattr(c, f.name)
-        refuse(f.name != 'seed' and isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")
+        refuse(isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")
+    refuse(c.seed >= 2**32, f"seed={c.seed}: must be at most {2**32 - 1}, as for numpy")
     refuse(c.lr_floor > 1, f"lr_floor={c.lr_floor}: a share of the peak, at most 1")
     refuse(c.ema >= 1, f"ema={c.ema}: the averaged weights would never move; use less than 1")
     refuse(max(c.betas) >= 1 or min(c.betas) < 0, f"betas={c.betas}: each must lie in [0, 1)")

@@ -7,7 +7,7 @@ __all__ = ['expand', 'package', 'is_repository', 'repository', 'workspace', 'shi
            'writable']
 
 # %% ../../nbs/core/05a_places.ipynb #76766bb7
-import inspect, os, re
+import inspect, os, re, sysconfig
 from pathlib import Path
 import platformdirs
 from .config import UserError
@@ -42,9 +42,8 @@ def _clone() -> str:
 
 def _own(folder:Path # where the work is to be done
         ) -> Path: # the same
-    "Refuse a folder whose code is not the code that runs, and code that is not the one a run was planned with."
-    mine, other, planned = package(), folder / 'reasonnb', os.environ.get('REASONNB_PACKAGE')
-    if planned and Path(planned) != mine: raise UserError(f'the run was planned with the code in {planned}, but this process has imported {mine}')
+    "Refuse a folder whose code is not the code that runs."
+    mine, other = package(), folder / 'reasonnb'
     if not (other / '__init__.py').exists() or other.samefile(mine): return folder
     home = mine.parent
     mend = f'set REASONNB_ROOT={home}, or cd {home}' if is_repository(home) else 'go to a folder outside'
@@ -69,12 +68,12 @@ def shipped(relative:str) -> Path: # absolute
 # %% ../../nbs/core/05a_places.ipynb #0f30d372
 def job_environment() -> dict[str, str]:
     "Environment variables by which another process finds the code, the root and the data of this one."
-    told, home = {'REASONNB_PACKAGE': str(package())}, str(package().parent)
+    given, home, told = os.environ.get('PYTHONPATH'), str(package().parent), {}
     for name in ('REASONNB_ROOT', 'REASONNB_DATA'):
         if os.environ.get(name): told[name] = str(expand(os.environ[name]).resolve())
-    if is_repository(Path(home)): # an installed package is found without help
-        told['PYTHONPATH'] = os.pathsep.join(dict.fromkeys([home, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]))
-    return told
+    path = [os.path.abspath(place) for place in given.split(os.pathsep) if place] if given else []
+    if home != os.path.realpath(sysconfig.get_path('purelib')): path.insert(0, home)  # an installed package is found without help
+    return told | {'PYTHONPATH': os.pathsep.join(dict.fromkeys(path))}
 
 # %% ../../nbs/core/05a_places.ipynb #c43df128
 def _shared() -> Path|None: return (root := _seen()) and root.parent / 'shared' / 'data'

@@ -50,14 +50,18 @@ def systems() -> tuple[System, ...]:
     return tuple(_system(name.strip()) for name in (names.split(',') if names else SYSTEMS))
 
 # %% ../../nbs/lab/00_catalogue.ipynb #4498cdeb
-def experiments() -> dict[str, tuple[System, Experiment]]: # slug -> system and experiment, in order of registration
-    "Everything that can be run. A slug registered twice is a bug of the systems."
+@lru_cache
+def _experiments(known:tuple[System, ...]) -> dict[str, tuple[System, Experiment]]:
     found = {}
-    for system in systems():
+    for system in known:
         for experiment in system.experiments:
             if experiment.slug in found: raise RuntimeError(f"two experiments are called {experiment.slug!r}")
             found[experiment.slug] = system, experiment
     return found
+
+def experiments() -> dict[str, tuple[System, Experiment]]: # slug -> system and experiment, in order of registration
+    "Everything that can be run. A slug registered twice is a bug of the systems."
+    return dict(_experiments(systems()))
 
 def _find(slug:str) -> tuple[System, Experiment]:
     known = experiments()

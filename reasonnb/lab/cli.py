@@ -6,7 +6,7 @@
 __all__ = ['app', 'AsJson', 'Log', 'Scale', 'COMMANDS', 'columns', 'list_', 'show', 'run', 'sweep', 'results', 'claims', 'docs']
 
 # %% ../../nbs/lab/07_cli.ipynb #ccc48d08
-import errno, importlib, json, math, os, shutil, signal, sys, threading
+import errno, importlib, json, math, os, re, shutil, signal, sys, threading, traceback
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -23,26 +23,65 @@ app = typer.Typer(name='reasonnb', no_args_is_help=True, add_completion=False, p
                        "reasonnb run recur_add             run it, a few seconds\nreasonnb run recur_add --scale laptop --seed 1 --set lr=1e-3\n"
                        "reasonnb sweep nbs/jobs/iteration.yaml\nreasonnb claims                    what holds\n"
                        "reasonnb solve LINE|FILE|-         Sudokus, by the trained network\n\n"
-                       "Exit codes: 0 well, 1 a run failed or a puzzle was not solved, 2 a mistake in what was asked, 130 interrupted.")
+                       "Exit codes: 0 well, 1 a run failed or a puzzle was not solved, 2 a mistake in what was asked, 130 interrupted, 141 the reader of the output is gone.")
 
 @app.callback()
 def _app(): "Makes typer expect a command even while only one is defined."
 
 # %% ../../nbs/lab/07_cli.ipynb #759a6927
 def _fail(code:int, text) -> typer.Exit:
-    typer.echo(f"reasonnb: {' '.join(str(text).split())}", err=True)
+    try: typer.echo(f"reasonnb: {' '.join(str(text).split())}", err=True)
+    except OSError: pass  # nobody reads it
     return typer.Exit(code)
+
+def _streams():
+    "Put something in the place of closed standard streams; signs that a terminal lacks become question marks."
+    closed = [number for number in range(3) if not _is_open(number)]
+    for number in closed:
+        if (got := os.open(os.devnull, os.O_RDWR)) != number: os.dup2(got, number)
+    if 2 in closed: sys.stderr = open(2, 'w', closefd=False)
+    if 1 in closed: raise OSError(errno.EBADF, 'closed; give it a file, or /dev/null', 'standard output')
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+
+def _is_open(number:int) -> bool:
+    try: os.fstat(number)
+    except OSError: return False
+    return True
+
+def _mute():
+    "Nothing can be written to standard output any more, so the rest of it must not be tried at the end."
+    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError): pass  # a stream without a file has no rest
+
+# %% ../../nbs/lab/07_cli.ipynb #90a78a1d
+def _named(error:BaseException) -> str: # '' if it is not known
+    "The file that an error is about."
+    if getattr(error, 'filename', None): return str(error.filename)
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    paths = [value for names in frames for value in names.values() if isinstance(value, Path) and value.is_file()]
+    return str(paths[-1]) if paths else ''
+
+def _broken(error:OSError) -> typer.Exit:
+    "One line on a file or a stream that failed; the code says whose turn it is."
+    if not error.filename: _mute()  # a stream, then
+    if isinstance(error, BrokenPipeError): return typer.Exit(141)  # as for every program whose reader went away
+    name, reason = _named(error), error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.ENOSPC: return _fail(1, f'the disk is full ({name or "while writing"}); free some space and give the same command again')
+    asked = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError)
+    return _fail(2 if asked else 1, f'{name}: {reason}' if name else reason)
 
 def _command(function:Callable) -> Callable:
     "Register a command; what the user can mend comes out as one line with its exit code."
     @wraps(function)
     def guarded(*args, **options):
-        try: return function(*args, **options)
+        try:
+            _streams()
+            return function(*args, **options)
         except UserError as e: raise _fail(2, e) from None
         except KeyboardInterrupt: raise _fail(130, 'interrupted') from None
-        except OSError as e:
-            if e.errno != errno.ENOSPC: raise
-            raise _fail(1, f'the disk is full ({e.filename or "while writing"}); free some space and give the same command again') from None
+        except UnicodeDecodeError as e: raise _fail(2, f'{_named(e) or "a file"} is not {e.encoding.upper()} text') from None
+        except OSError as e: raise _broken(e) from None
     return app.command(function.__name__.rstrip('_'))(guarded)
 
 # %% ../../nbs/lab/07_cli.ipynb #bc4a482a
@@ -130,27 +169,38 @@ def show(slug:Annotated[str, typer.Argument(help='Slug of an experiment or of an
     typer.echo(_section_text(about))
 
 # %% ../../nbs/lab/07_cli.ipynb #1fca097b
+def _paintable(stream) -> bool:
+    "May a line on this stream be rewritten in place?"
+    plain = os.environ.get('TERM', 'dumb') in ('', 'dumb') or os.environ.get('NO_COLOR') or os.environ.get('CI')
+    return stream.isatty() and not plain
+
 class _Screen:
     "Lines for a person on standard error: lasting ones stay, the line on progress is replaced."
-    def __init__(self): self.live, self.open = sys.stderr.isatty(), False
+    def __init__(self): self.live, self.open = _paintable(sys.stderr), False
 
     def say(self, line:str, lasting:bool):
         clear = '\r\x1b[K' if self.open else ''
         self.open = self.live and not lasting
         room = shutil.get_terminal_size().columns - 1
-        typer.echo(clear + (line[:room] if self.open else line), err=True, nl=not self.open)
+        try: typer.echo(clear + (line[:room] if self.open else line), err=True, nl=not self.open)
+        except OSError: pass  # nobody reads it, but the work goes on
+
+def _plain(text:str) -> str:
+    "Text for a stream that is no terminal: without escape codes, a line for each state of a progress bar."
+    return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', text.replace('\r\n', '\n')).replace('\r', '\n')
 
 def _follow(run) -> Callable:
     "A function that prints what the job has printed since the last call."
-    seen = 0
+    seen, paint = 0, _paintable(sys.stderr)
     def look():
         nonlocal seen
         for path in (run.unfinished/'run.log', run.folder/'run.log'):
             if not path.exists(): continue
             text = path.read_bytes()
             seen = 0 if len(text) < seen else seen
-            sys.stderr.write(text[seen:].decode(errors='replace'))
-            sys.stderr.flush()
+            new = text[seen:].decode(errors='replace')
+            try: typer.echo(new if paint else _plain(new), err=True, nl=False)
+            except OSError: pass
             seen = len(text)
             return
     return look
@@ -178,10 +228,10 @@ def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda:
     if as_json: _json([_row(run, found[run]) for run in runs])
     return found
 
-def _dry(runs:list):
-    "One papermill command per run, for a queue of your own; to be given in the repository."
-    from reasonnb.lab.sweeps import papermill_command
-    for run in runs: typer.echo(papermill_command(run))
+def _dry(runs:list, timeout:float=0):
+    "One command per run, for a queue of your own; to be given in the repository."
+    from reasonnb.lab.sweeps import check_seconds, shell_command
+    for run in runs: typer.echo(shell_command(run, check_seconds(timeout)))
 
 # %% ../../nbs/lab/07_cli.ipynb #ca390f83
 @_command
@@ -191,7 +241,7 @@ def run(slug:Annotated[str, typer.Argument(help='Slug of an experiment; `reasonn
         change:Annotated[Optional[list[str]], typer.Option('--set', metavar='NAME=VALUE', help='Change a setting; may be given several times.')]=None,
         timeout:Annotated[float, typer.Option(help='Seconds it may take, 0 = any.')]=0,
         live:Annotated[bool, typer.Option('--live', help='Show what the job prints.')]=False,
-        dry_run:Annotated[bool, typer.Option('--dry-run', help='Check it and print the papermill command, no more.')]=False,
+        dry_run:Annotated[bool, typer.Option('--dry-run', help='Check it and print the command for a queue, no more.')]=False,
         json:AsJson=False):
     """Run one experiment, or go on with it where it stopped.
 
@@ -202,7 +252,7 @@ def run(slug:Annotated[str, typer.Argument(help='Slug of an experiment; `reasonn
     """
     from reasonnb.lab.runs import plan
     one = plan(catalogue.canonical(slug, scale), scale, seed, dict(map(parse_override, change or [])))
-    if dry_run: return _dry([one])
+    if dry_run: return _dry([one], timeout)
     if one.experiment != slug: typer.echo(f'{slug} has the settings of {one.experiment} and is run under that name', err=True)
     found = _do([one], 1, timeout, json, _follow(one) if live else lambda: None)[one]
     if not json and found['status'] == 'ok': typer.echo(_result([one]))
@@ -224,7 +274,7 @@ def sweep(file:Annotated[Path, typer.Argument(help='A sweep file, see nbs/jobs/*
           slots:Annotated[int, typer.Option(min=0, help='Runs at once; 0 = one per GPU, else one per core.')]=0,
           timeout:Annotated[float, typer.Option(help='Seconds a run may take, 0 = what the file says.')]=0,
           report:Annotated[bool, typer.Option('--report', help='Then write the table, the figure and the verdicts.')]=False,
-          dry_run:Annotated[bool, typer.Option('--dry-run', help='Check it and print one papermill command per run, no more.')]=False,
+          dry_run:Annotated[bool, typer.Option('--dry-run', help='Check it and print one command per run, for a queue.')]=False,
           json:AsJson=False):
     """Run all of a sweep file that is not finished. The same command resumes.
 
@@ -237,7 +287,7 @@ def sweep(file:Annotated[Path, typer.Argument(help='A sweep file, see nbs/jobs/*
     """
     from reasonnb.lab.sweeps import load_sweep
     planned = load_sweep(file)
-    if dry_run: return _dry(planned.runs)
+    if dry_run: return _dry(planned.runs, timeout or planned.timeout)
     for slug, name in planned.twins: typer.echo(f'{slug} has the settings of {name} and is run under that name', err=True)
     found = _do(list(planned.runs), slots, timeout or planned.timeout, json)
     done = [one for one in planned.runs if found[one]['status'] == 'ok']
