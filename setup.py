@@ -8,11 +8,12 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # what an installed package needs without a clone; `core.places.shipped` finds it
-SHIPPED = ("data/logs/*.csv", "data/checkpoints/lattice-*x*.pt", "data/checkpoints/lattice-*x*.json", "nbs/jobs/*.ipynb", "nbs/jobs/*.yaml")
+SHIPPED = ("data/logs/*.csv", "data/checkpoints/lattice-*x*.pt", "data/checkpoints/lattice-*x*.json",
+           "nbs/jobs/*.ipynb", "nbs/jobs/*.yaml")
 
 
 class BuildWithFiles(build_py):
-    "Copies into the built package the few files of the repository that go with it; an editable install uses the repository's."
+    "Copies the few files that go with the package into it; an editable install uses those of the repository."
 
     def run(self):
         super().run()

@@ -60,7 +60,7 @@ def split(train:tuple[np.ndarray, np.ndarray], # images uint8 `(n, height, width
     if not 0 <= limit <= left: raise UserError(f'limit={limit}: {name} has {left} training images beside its {validation} for validation')
     order = np.random.default_rng(0).permutation(len(labels))
     learn, watch = order[:left], order[left:]
-    mean, spread = images[learn].mean(), images[learn].std()  # of all that may be trained on, so that `limit` changes no pixel
+    mean, spread = images[learn].mean(), images[learn].std() or 1.  # of all that may be trained on, so that `limit` changes no pixel
     def part(pixels, answers):
         scaled = torch.from_numpy(((pixels.astype(np.float32) - mean) / spread).astype(np.float32))
         return Images(scaled[:, None], torch.from_numpy(answers.astype(np.int64)))
@@ -112,7 +112,8 @@ def _files(place:Path) -> list[Path|None]: # in the order of `MNIST`
     "The four files of a folder, plain or packed, spelled as the original or as others do."
     def file(name):
         names = name, name.replace('-idx', '.idx')
-        return next(filter(None, (seek(s, [place]) for s in (*names, *(f'{a}/{b}' for a in names for b in names)))), None)
+        spelled = *names, *(f'{a}/{b}' for a in names for b in names)
+        return next(filter(None, (seek(s, [place]) for s in spelled)), None)
     return list(map(file, MNIST))
 
 def _four(places:list[Path], what:str, why:str='') -> list[Path]: # in the order of `MNIST`
@@ -137,7 +138,8 @@ def _download(folder:Path):
 def _mnist_files() -> list[Path]:
     "The four files of MNIST, downloaded if they are nowhere."
     folders, why = data_folders(), ''
-    places = [folder / part for folder in folders for part in ('mnist', 'mnist/raw', 'mnist/MNIST/raw', 'MNIST/raw', 'MNIST', '')]
+    parts = 'mnist', 'mnist/raw', 'mnist/MNIST/raw', 'MNIST/raw', 'MNIST', ''
+    places = [folder / part for folder in folders for part in parts]
     if not any(all(_files(place)) for place in places):
         try: _download(writable(folders) / 'mnist')
         except ImportError: why = "; pip install 'reasonnb[hub]' to have them downloaded"
@@ -150,7 +152,8 @@ def _beside(folder:Path) -> list[Path]: # four files
     if not folder.is_dir(): raise UserError(f'no folder {folder}; name one that holds the four IDX files')
     below = sorted(place for place in folder.glob('*/raw') if all(_files(place)))
     if len(below) > 1 and not all(_files(folder)):
-        raise UserError(f"{folder} holds several sets; name one of them: {', '.join(str(place.parent) for place in below)}")
+        sets = ', '.join(str(place.parent) for place in below)
+        raise UserError(f'{folder} holds several sets; name one of them: {sets}')
     return _four([folder, folder / 'raw', *below], str(folder))
 
 # %% ../../nbs/equilibrium/00_data.ipynb #0451359f
@@ -166,11 +169,11 @@ def mnist(folder=None, # with the four files, not compared with MNIST's; None = 
     for path, images, labels in ((paths[0], *parts[:2]), (paths[2], *parts[2:])):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise UserError(f'{path}: images of shape {images.shape} do not go with labels of shape {labels.shape}')
-    home = next(place for place in [paths[0].parent, *paths[0].parents] if place.name != 'raw' and 'idx3' not in place.name)
+    home = next(place for place in paths[0].parents if place.name != 'raw' and 'idx3' not in place.name)
     return split(parts[:2], parts[2:], home.name if folder else 'mnist', validation, limit)
 
 # %% ../../nbs/equilibrium/00_data.ipynb #f92ff129
-def load(name:str='digits', # 'digits', 'mnist', or a folder with four IDX files named like MNIST's: a path, or its name below a data folder
+def load(name:str='digits', # 'digits', 'mnist', or a folder of IDX files: its path, or its name below a data folder
          validation:int=0, # images cut off the training part, 0 = 180 of digits, 5,000 of the others
          limit:int=0, # training images, 0 = all
         ) -> Splits:

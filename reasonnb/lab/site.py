@@ -88,7 +88,8 @@ def named(notebook, *rest):
 driver.exec_nb = named
 config = get_config()
 config.d["skip_procs"] = "exec_show_docs"
-serve.get_config = lambda: types.SimpleNamespace(config_path=pathlib.Path(sys.argv[1]), nbs_path=config.nbs_path, config_file=config.config_file)
+stage = pathlib.Path(sys.argv[1])
+serve.get_config = lambda: types.SimpleNamespace(config_path=stage, nbs_path=config.nbs_path, config_file=config.config_file)
 serve.proc_nbs(n_workers=0, force=True)
 '''
 
