@@ -166,6 +166,12 @@ def test_a_bad_notebook_is_named(small, text, said):
     assert not (small/'_docs').exists()
 
 
+def test_the_repository_is_only_read(small, tmp_path_factory):
+    before, out = set(small.rglob('*')), tmp_path_factory.mktemp('elsewhere')/'deep'/'site'
+    assert site.build(str(out), ledger=EMPTY) == out and (out/'index.html').exists()
+    assert set(small.rglob('*')) == before and list(out.parent.iterdir()) == [out]
+
+
 def test_a_folder_of_something_else_is_kept(small):
     (small/'_docs').mkdir()
     (small/'_docs/thesis.txt').write_text('years of work')

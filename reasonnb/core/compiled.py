@@ -13,6 +13,6 @@ from numba import njit
 # %% ../../nbs/core/05b_compiled.ipynb #66ef9cfe
 def compiled(fn:Callable # in the part of Python that numba knows
             ) -> Callable:
-    "Compile on first use, without the GIL; with a disk cache for the functions of a file, where a folder for it can be written."
+    "Compile on first use, without the GIL; kept on disk for the functions of a file, where a folder can be written."
     try: return njit(fn, nogil=True, cache=os.path.exists(fn.__code__.co_filename))
     except RuntimeError: return njit(fn, nogil=True) # numba found no folder

@@ -20,8 +20,9 @@ except ImportError: fcntl = None # Windows
 def file_lock(path:Path, # made if need be, its folder must be there
               seconds:float|None=None, # how long to wait for it, None: as long as it takes
              ) -> Iterator[int|None]: # the file descriptor that carries the lock, or None if another process has it
-    "Hold a lock; it goes with the process and those that inherit the descriptor. `UserError` where the system has none."
-    if fcntl is None: raise UserError('training needs the file locks of Linux or macOS, which this system does not have; solving works without')
+    "Hold a lock; it goes with the process and all that inherit the descriptor. `UserError` where a system has none."
+    if fcntl is None:
+        raise UserError('training needs the file locks of Linux or macOS, this system has none; solving works without')
     with open(path, 'w') as file:
         end = None if seconds is None else time.monotonic() + seconds
         while True:

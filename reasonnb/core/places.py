@@ -28,10 +28,11 @@ def is_repository(folder:Path) -> bool:
     return bool(re.search(r'^\s*lib_name\s*=\s*reasonnb\s*$', text, re.M)) and (folder / 'nbs').is_dir()
 
 def _seen() -> Path|None: # absolute
-    "`REASONNB_ROOT`, or the nearest parent of the working directory that is a repository, or the one that the package lies in."
+    "`REASONNB_ROOT`, or the nearest repository around the working directory, or the one that the package lies in."
     if named := os.environ.get('REASONNB_ROOT'):
         if is_repository(root := expand(named).resolve()): return root
-        raise UserError(f"REASONNB_ROOT={named}: no settings.ini of reasonnb and no nbs/ there; point it at the repository or unset it")
+        raise UserError(f"REASONNB_ROOT={named}: no settings.ini of reasonnb and no nbs/ there; "
+                        "point it at the repository or unset it")
     here = Path.cwd().resolve()
     return next(filter(is_repository, [here, *here.parents, package().parent]), None)
 
@@ -47,8 +48,9 @@ def _own(folder:Path # where the work is to be done
     if not (other / '__init__.py').exists() or other.samefile(mine): return folder
     home = mine.parent
     mend = f'set REASONNB_ROOT={home}, or cd {home}' if is_repository(home) else 'go to a folder outside'
-    stands = f"REASONNB_ROOT is {folder}" if os.environ.get('REASONNB_ROOT') else f'stands in {folder}'
-    raise UserError(f'this command runs the code of {home}, but {stands}: use {folder}/.venv/bin/reasonnb there, or {mend}')
+    stands = 'REASONNB_ROOT is' if os.environ.get('REASONNB_ROOT') else 'stands in'
+    raise UserError(f'this command runs the code of {home}, but {stands} {folder}: '
+                    f'use {folder}/.venv/bin/reasonnb there, or {mend}')
 
 def repository() -> Path: # absolute
     "The checkout; `UserError` where there is none, or where it holds other code than the one that runs."
@@ -75,6 +77,7 @@ def job_environment() -> dict[str, str]:
     if home != os.path.realpath(sysconfig.get_path('purelib')): path.insert(0, home)  # an installed package is found without help
     return told | {'PYTHONPATH': os.pathsep.join(dict.fromkeys(path))}
 
+
 # %% ../../nbs/core/05a_places.ipynb #c43df128
 def _shared() -> Path|None: return (root := _seen()) and root.parent / 'shared' / 'data'
 
@@ -95,4 +98,5 @@ def writable(folders:list[Path]) -> Path:
     for folder in folders[:1] + [f for f in folders[1:] if f != _shared()]:
         parent = next(p for p in [folder, *folder.resolve().parents] if p.exists())
         if os.access(parent, os.W_OK): return folder
-    raise UserError(f'no data folder can be written ({", ".join(map(str, folders))}); point REASONNB_DATA at one that can')
+    named = ', '.join(map(str, folders))
+    raise UserError(f'no data folder can be written ({named}); point REASONNB_DATA at one that can')

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import UserError, unknown
-from ..core.places import data_folders, seek, writable
+from ..core.places import data_folders, expand, seek, writable
 from ..core.records import atomic
 
 # %% ../../nbs/equilibrium/00_data.ipynb #43185380
@@ -60,7 +60,7 @@ def split(train:tuple[np.ndarray, np.ndarray], # images uint8 `(n, height, width
     if not 0 <= limit <= left: raise UserError(f'limit={limit}: {name} has {left} training images beside its {validation} for validation')
     order = np.random.default_rng(0).permutation(len(labels))
     learn, watch = order[:left], order[left:]
-    mean, spread = images[learn].mean(), images[learn].std()  # of all that may be trained on, so that `limit` changes no pixel
+    mean, spread = images[learn].mean(), images[learn].std() or 1.  # of all that may be trained on, so that `limit` changes no pixel
     def part(pixels, answers):
         scaled = torch.from_numpy(((pixels.astype(np.float32) - mean) / spread).astype(np.float32))
         return Images(scaled[:, None], torch.from_numpy(answers.astype(np.int64)))
@@ -108,14 +108,23 @@ MNIST = {  # file -> sha256 of its unpacked bytes
     't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
     't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'}
 
-def _four(folders:list[Path], what:str, why:str='') -> list[Path]:
-    "The four files, plain or packed, in the order of `MNIST`."
-    found = {name: seek(name, folders) for name in MNIST}
-    if missing := [name for name, path in found.items() if path is None]:
-        raise UserError(f"{what} is missing {', '.join(missing)} (plain or .gz); looked in {', '.join(map(str, folders))}; put the four IDX files there, "
-                        f'or point REASONNB_DATA at the folder that holds mnist/{why}')
-    return list(found.values())
+def _files(place:Path) -> list[Path|None]: # in the order of `MNIST`
+    "The four files of a folder, plain or packed, spelled as the original or as others do."
+    def file(name):
+        names = name, name.replace('-idx', '.idx')
+        spelled = *names, *(f'{a}/{b}' for a in names for b in names)
+        return next(filter(None, (seek(s, [place]) for s in spelled)), None)
+    return list(map(file, MNIST))
 
+def _four(places:list[Path], what:str, why:str='') -> list[Path]: # in the order of `MNIST`
+    "The four files, from the first place that has them all."
+    best = max(map(_files, places), key=lambda files: sum(path is not None for path in files))
+    if missing := [name for name, path in zip(MNIST, best) if path is None]:
+        raise UserError(f"{what} is missing {', '.join(missing)} (plain or .gz); looked in {', '.join(map(str, places))}; put the four IDX files there, "
+                        f'or point REASONNB_DATA at the folder that holds mnist/{why}')
+    return best
+
+# %% ../../nbs/equilibrium/00_data.ipynb #0dff41be
 def _download(folder:Path):
     "MNIST from the hub, as the four files; what they hold is checked by whoever reads them."
     from datasets import load_dataset
@@ -129,18 +138,29 @@ def _download(folder:Path):
 def _mnist_files() -> list[Path]:
     "The four files of MNIST, downloaded if they are nowhere."
     folders, why = data_folders(), ''
-    if not all(seek(f'mnist/{name}', folders) for name in MNIST):
+    parts = 'mnist', 'mnist/raw', 'mnist/MNIST/raw', 'MNIST/raw', 'MNIST', ''
+    places = [folder / part for folder in folders for part in parts]
+    if not any(all(_files(place)) for place in places):
         try: _download(writable(folders) / 'mnist')
         except ImportError: why = "; pip install 'reasonnb[hub]' to have them downloaded"
         except UserError: raise
         except Exception as e: why = f'; the download failed ({" ".join(str(e).split())[:100]})'
-    return _four([f / 'mnist' for f in folders], 'MNIST', why)
+    return _four(places, 'MNIST', why)
+
+def _beside(folder:Path) -> list[Path]: # four files
+    "Those of a folder that somebody names: in it, or in the one set that torchvision put there."
+    if not folder.is_dir(): raise UserError(f'no folder {folder}; name one that holds the four IDX files')
+    below = sorted(place for place in folder.glob('*/raw') if all(_files(place)))
+    if len(below) > 1 and not all(_files(folder)):
+        sets = ', '.join(str(place.parent) for place in below)
+        raise UserError(f'{folder} holds several sets; name one of them: {sets}')
+    return _four([folder, folder / 'raw', *below], str(folder))
 
 # %% ../../nbs/equilibrium/00_data.ipynb #0451359f
 def mnist(folder=None, # with the four files, not compared with MNIST's; None = MNIST itself, from the data folders
           validation:int=5000, limit:int=0) -> Splits:
     "60,000 training images of 28x28 pixels, less the validation part, and 10,000 for the test."
-    paths = _four([Path(folder)], str(folder)) if folder else _mnist_files()
+    paths = _beside(expand(folder)) if folder else _mnist_files()
     read = [read_idx(path) for path in paths]
     for path, (_, found), (name, known) in zip(paths, read, MNIST.items()):
         if not folder and found != known:
@@ -149,17 +169,20 @@ def mnist(folder=None, # with the four files, not compared with MNIST's; None = 
     for path, images, labels in ((paths[0], *parts[:2]), (paths[2], *parts[2:])):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise UserError(f'{path}: images of shape {images.shape} do not go with labels of shape {labels.shape}')
-    return split(parts[:2], parts[2:], Path(folder).name if folder else 'mnist', validation, limit)
+    home = next(place for place in paths[0].parents if place.name != 'raw' and 'idx3' not in place.name)
+    return split(parts[:2], parts[2:], home.name if folder else 'mnist', validation, limit)
 
 # %% ../../nbs/equilibrium/00_data.ipynb #f92ff129
-def load(name:str='digits', # 'digits', 'mnist', or a folder with four IDX files named like MNIST's
+def load(name:str='digits', # 'digits', 'mnist', or a folder of IDX files: its path, or its name below a data folder
          validation:int=0, # images cut off the training part, 0 = 180 of digits, 5,000 of the others
          limit:int=0, # training images, 0 = all
         ) -> Splits:
     "A data set by its name."
     if name == 'digits': return digits(validation or 180, limit)
     if name == 'mnist': return mnist(None, validation or 5000, limit)
-    if '/' in name or os.sep in name: return mnist(name, validation or 5000, limit)
+    places = [expand(name), *(folder / name for folder in data_folders())]
+    found = next((place for place in places if place.is_dir()), None)
+    if found or '/' in name: return mnist(found or name, validation or 5000, limit)
     raise unknown('data set', name, ['digits', 'mnist', 'path/to/folder'])
 
 # %% ../../nbs/equilibrium/00_data.ipynb #a175f831

@@ -363,3 +363,6 @@ COMMANDS = ('reasonnb.sudoku.commands',)  # modules with a tuple COMMANDS
 
 for _module in COMMANDS:
     for _function in importlib.import_module(_module).COMMANDS: _command(_function)
+
+# %% ../../nbs/lab/07_cli.ipynb #5a1c7f47
+if __name__ == '__main__' and __package__: app(prog_name='reasonnb') # a notebook cell has no package

@@ -191,10 +191,11 @@ def _given(cells:list[dict]) -> set[str]: # names of variables, parameters and k
 
 def make_page(notebook:Path, # below nbs/
               root:Path, # of the repository
+              processed:Path, # folder of the notebooks that nbdev has processed
               copies:set[Path], # grows by the files the page needs
               ) -> Page:
     "Turn a notebook that nbdev has processed into a page."
-    original, cells = read_cells(root/'nbs'/notebook), read_cells(root/'_proc'/notebook)
+    original, cells = read_cells(root/'nbs'/notebook), read_cells(processed/notebook)
     title, blurb, rest = heading(original)
     module = re.search(r'^#\|\s*default_exp\s+(\S+)', '\n'.join(c['source'] for c in original), re.M)
     page, sources, move = Page(notebook, title, module[1] if module else ''), definitions(original), in_site(notebook, root, copies)

@@ -6,11 +6,12 @@
 __all__ = ['VERDICT_SIGNS', 'ledger_page', 'navigation', 'process', 'build', 'readme']
 
 # %% ../../nbs/lab/06_site.ipynb #f2450ab6
-import html, importlib.util, json, os, re, shutil, subprocess, sys
+import html, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import pandas as pd
 import yaml
 from ..core.config import UserError
+from ..core.places import expand
 from ..core.records import atomic
 from . import catalogue, claims
 from .pages import Page, cell_markdown, heading, link_symbols, make_page, read_cells, relink
@@ -78,16 +79,18 @@ def navigation(pages:list[Page], # in order
 
 # %% ../../nbs/lab/06_site.ipynb #c6f5ccba
 _NBDEV = '''
-import sys, nbdev.serve_drv as driver
+import pathlib, sys, types, nbdev.serve as serve, nbdev.serve_drv as driver
 from nbdev.config import get_config
-from nbdev.serve import proc_nbs
 run = driver.exec_nb
 def named(notebook, *rest):
     try: run(notebook, *rest)
     except Exception as e: sys.exit(f"{notebook}: {type(e).__name__}: {e}")
 driver.exec_nb = named
-get_config().d["skip_procs"] = "exec_show_docs"
-proc_nbs(n_workers=0, force=True)
+config = get_config()
+config.d["skip_procs"] = "exec_show_docs"
+stage = pathlib.Path(sys.argv[1])
+serve.get_config = lambda: types.SimpleNamespace(config_path=stage, nbs_path=config.nbs_path, config_file=config.config_file)
+serve.proc_nbs(n_workers=0, force=True)
 '''
 
 def _python(command:list[str], folder:Path) -> tuple[bool, str]: # did it work, and what it said
@@ -95,29 +98,30 @@ def _python(command:list[str], folder:Path) -> tuple[bool, str]: # did it work, 
     return done.returncode == 0, re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', done.stdout + done.stderr).strip()
 
 def process(root:Path, # of the repository
+            stage:Path, # folder to work in; the notebooks come into its `_proc/`
             ) -> list[Path]: # notebooks below nbs/, in order
-    "Let nbdev process the notebooks into `_proc/`."
+    "Let nbdev process the notebooks."
     missing = [name for name in ('nbdev', 'zensical', 'math_core') if not importlib.util.find_spec(name)]
     if missing: raise UserError(f"the docs need {', '.join(missing)}: pip install -e '.[dev]' brings all they need")
-    fine, said = _python(['-c', _NBDEV], root)
+    fine, said = _python(['-c', _NBDEV, str(stage)], root)
     if not fine: raise UserError(said.split('\n')[-1])
-    found = sorted(p.relative_to(root/'_proc') for p in (root/'_proc').rglob('*.ipynb'))
+    found = sorted(p.relative_to(stage/'_proc') for p in (stage/'_proc').rglob('*.ipynb'))
     if not found: raise UserError(f"nbdev found no notebooks below {root/'nbs'}; a folder whose name begins with '.' or '_' hides them")
     return found
 
 # %% ../../nbs/lab/06_site.ipynb #d33b3d83
-def _zensical(root:Path, nav:list) -> Path: # the site, still below _proc/
+def _zensical(root:Path, stage:Path, nav:list) -> Path: # the site, still below the stage
     config = yaml.safe_load((root/'mkdocs.yml').read_text(encoding='utf-8')) | {'docs_dir': '_pages', 'site_dir': '_site', 'nav': nav}
-    (root/'_proc'/'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
-    fine, said = _python(['-m', 'zensical', 'build', '--strict', '-f', 'mkdocs.yml'], root/'_proc')
+    (stage/'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
+    fine, said = _python(['-m', 'zensical', 'build', '--strict', '-f', 'mkdocs.yml'], stage)
     faults = [f'{where}: {what}' for what, where in re.findall(r'Warning: (.*?)\n.*?\[ (\S+) \]', said)]
     if not fine: raise UserError('zensical: ' + ('; '.join(faults) or said.split('\n')[-1]))
-    index = (root/'_proc'/'_site'/'search.json').read_text(encoding='utf-8')
-    (root/'_proc'/'_site'/'search.js').write_text(f'var __index = {index}', encoding='utf-8')
-    return root/'_proc'/'_site'
+    index = (stage/'_site'/'search.json').read_text(encoding='utf-8')
+    (stage/'_site'/'search.js').write_text(f'var __index = {index}', encoding='utf-8')
+    return stage/'_site'
 
-def _write_pages(root:Path, pages:list[Page], copies:set[Path]):
-    here = root/'_proc'/'_pages'
+def _write_pages(root:Path, stage:Path, pages:list[Page], copies:set[Path]):
+    here = stage/'_pages'
     for page in pages:
         (here/page.path).parent.mkdir(parents=True, exist_ok=True)
         (here/page.path).write_text(f'---\n{yaml.safe_dump({"title": page.title} | page.meta)}---\n\n{page.body}\n', encoding='utf-8')
@@ -135,21 +139,26 @@ def build(out:str='_docs', # folder for the site, from the root of the repositor
           ) -> Path: # the folder
     "Build the site; an older one in its place is replaced at the very end."
     root = catalogue.root()
-    out = (root/out).resolve()
+    out = (root/expand(out)).resolve()
     if out.exists() and not (out/'search.js').exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'{out} exists and is not a site; name another folder')
-    pages, copies = [], set()
-    for notebook in process(root):
-        try: pages.append(make_page(notebook, root, copies))
-        except UserError as e: raise UserError(f'nbs/{notebook}: {e}') from None
-    pages.append(ledger_page(claims.ledger() if ledger is None else ledger))
-    link_symbols(pages)
-    _write_pages(root, pages, copies)
-    sidebar = yaml.safe_load((root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
-    site = _zensical(root, navigation(pages, sidebar))
-    if out.exists(): shutil.rmtree(out)
-    shutil.move(site, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='_proc-', dir=out.parent) as stage:
+        site = _staged(root, Path(stage), claims.ledger() if ledger is None else ledger)
+        if out.exists(): shutil.rmtree(out)
+        shutil.move(site, out)
     return out
+
+def _staged(root:Path, stage:Path, ledger:pd.DataFrame) -> Path: # the site
+    pages, copies = [], set()
+    for notebook in process(root, stage):
+        try: pages.append(make_page(notebook, root, stage/'_proc', copies))
+        except UserError as e: raise UserError(f'nbs/{notebook}: {e}') from None
+    pages.append(ledger_page(ledger))
+    link_symbols(pages)
+    _write_pages(root, stage, pages, copies)
+    sidebar = yaml.safe_load((root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    return _zensical(root, stage, navigation(pages, sidebar))
 
 # %% ../../nbs/lab/06_site.ipynb #54aad168
 def readme(out:str='README.md', # from the root of the repository

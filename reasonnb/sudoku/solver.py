@@ -6,6 +6,7 @@
 __all__ = ['prove', 'solve', 'count_solutions', 'rate']
 
 # %% ../../nbs/sudoku/03_solver.ipynb #c15fd2ab
+import os
 from collections import deque
 from functools import lru_cache
 from threading import Thread
