@@ -59,7 +59,7 @@ for number, (words, stream) in enumerate(cases):
     place = root/'streams'
     place.mkdir(exist_ok=True)
     for file in place.iterdir(): file.unlink()
-    env = os.environ | environment(root)
+    env = os.environ | environment(root) | {'PYTHONUNBUFFERED': ''}  # what is left in a buffer must not fail at the end
     done = subprocess.run([sys.executable, '-c', code, str(place), repr(cases)], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     def said(name): return (place/name).read_text() if (place/name).exists() else ''
@@ -95,9 +95,11 @@ def test_mistakes_are_one_line(root):
 
 
 def test_streams_and_files_that_fail_are_one_line(root, tmp_path_factory):
-    gone, full, shown = each(root, (['list'], 'gone'), (['list'], '/dev/full'), (['show', 'fast', '--json'], '/dev/full'))
+    words = (['list'], 'gone'), (['list'], '/dev/full'), (['show', 'fast', '--json'], '/dev/full'), (['--help'], 'gone'), (['run', '-h'], '/dev/full')
+    gone, full, shown, helped, explained = each(root, *words)
     assert gone == (141, '', '')  # as in `reasonnb list | head -1`
-    assert full == shown == (1, '', 'reasonnb: the disk is full (while writing); free some space and give the same command again\n')
+    assert helped[0] and helped[1:] == ('', '')
+    assert full == shown == explained == (1, '', 'reasonnb: the disk is full (while writing); free some space and give the same command again\n')
     torn = make_root(tmp_path_factory.mktemp('torn')).resolve()
     table = torn/'data'/'logs'/'sections.csv'
     table.write_bytes(table.read_bytes() + 'toy_log,7,Über,later,plan,,,,\n'.encode('latin-1'))
