@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
-import typer
+import typer, typer.core
 from ..core.config import UserError, parse_override
 from . import catalogue
 
 # %% ../../nbs/lab/07_cli.ipynb #01841c7c
-app = typer.Typer(name='reasonnb', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+class _Group(typer.core.TyperGroup):
+    def main(self, *args, **options):
+        "The help is written before any command is called, and its reader may be gone too."
+        try: return super().main(*args, **options)
+        except OSError as e: sys.exit(_broken(e).exit_code)
+
+app = typer.Typer(name='reasonnb', cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={'help_option_names': ['-h', '--help']},
                   help="Five training logs about networks that think in loops: run their sections, and see which of their claims hold.\n\n"
                        "\b\nreasonnb list                      what can be run\nreasonnb show recur_add            one section: question, settings, runs\n"

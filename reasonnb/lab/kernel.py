@@ -112,8 +112,7 @@ def child():
     "Entry of the child process: `python -c '...child()' FOLDER` executes the job described in FOLDER/params.json."
     answer, stopping, folder = os.dup(1), threading.Event(), Path(sys.argv[1])
     os.dup2(2, 1)  # what the kernel prints behind Python's back goes to the log, not into the answer
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the kernel inherits the mask
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # and what is ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the kernel inherits the mask, and some schedulers block
     threading.Thread(target=_stop_with_driver, args=[stopping], daemon=True).start()
     start, said = os.fstat(2).st_size, {'status': 'ok'}
     try:
