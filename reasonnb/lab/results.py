@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_COLUMNS', 'BALANCED', 'load_records', 'as_catalogued', 'runs_of', 'samples', 'course', 'table', 'log_values',
-           'Reported', 'reported', 'contradictions']
+           'Reported', 'reported', 'contradictions', 'side_by_side']
 
 # %% ../../nbs/lab/03_results.ipynb #48df6a18
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import UserError
+from ..core.own import read_records, record_paths
 from ..core.statistics import interval
 from . import catalogue
 
@@ -30,27 +31,20 @@ def _number(value):
     return math.nan if value is None else float(value)
 
 def _row(record:dict, path:Path) -> dict:
-    "One record as one flat row; ValueError if it lacks what makes it a record."
-    missing = [key for key in ('experiment', 'scale', 'seed', 'metrics') if key not in record]
-    if missing: raise ValueError(f"it has no {', '.join(missing)}")
+    "One record as one flat row."
     row = {key: record.get(key) for key in _FIELDS} | {'path': str(path.parent), 'record': record}
     if row['seconds'] is not None: row['hours'] = row['seconds']/3600 # the unit of the logs
-    row |= {f'config.{key}': value for key, value in record.get('config', {}).items()}
+    row |= {f'config.{key}': value for key, value in (record.get('config') or {}).items()}
     row |= {f'metrics.{key}': _number(value) for key, value in record['metrics'].items()}
     return row
 
 # %% ../../nbs/lab/03_results.ipynb #c85a6bef
-def load_records(root:str|Path|None=None, # folder searched for `record.json`; None: `papermill_runs` of the project
+def load_records(which:str|Path|None=None, # 'reference', 'own', or a folder; None: `REASONNB_RECORDS`, or the reference
                 ) -> pd.DataFrame: # one row per run; `record` holds the whole dictionary, `path` the run folder
-    "All finished runs below `root`; a file that is no record is named in a warning and left out."
-    folder = Path(root) if root is not None else catalogue.root()/'papermill_runs'
-    if root is not None and not folder.is_dir(): raise UserError(f'{folder}: no such folder of runs')
-    rows = []
-    for path in sorted(p for p in folder.rglob('record.json') if p.parent.name != 'unfinished'):
-        try: rows.append(_row(json.loads(path.read_text(encoding='utf-8')), path))
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            warnings.warn(f'{path}: not a readable record ({error}); delete it and run that experiment again',
-                          stacklevel=2)
+    "All finished runs of one side, or below a folder; a file that is no record is named in a warning and left out."
+    found, said = read_records(record_paths(which))
+    for line in said: warnings.warn(line, stacklevel=2)
+    rows = [_row(record, path) for path, record in found]
     frame = pd.DataFrame(rows, columns=None if rows else [*_FIELDS, 'path', 'record'])
     return frame.astype({key: object for key in ('data', 'protocol', 'record')}).copy()  # one block per type: records have a hundred columns
 
@@ -241,3 +235,18 @@ def contradictions(log:str|None=None, # only this log
             best = _primary(part)
             if clashes: found.append([best.log, slug, split, metric, best.value, best.at, '; '.join(clashes)])
     return pd.DataFrame(found, columns=['log', 'slug', 'split', 'metric', 'value', 'at', 'conflict'])
+
+# %% ../../nbs/lab/03_results.ipynb #fb1da82c
+_KEYS, _SAID = ['log', 'experiment', 'scale', 'changes', 'metric'], ['log_value', 'log_at', 'params', 'data', 'protocol', 'flop_per_item', 'seconds']
+_OWN = ['own_mean', 'own_low', 'own_high', 'own_n', 'own_seconds']
+
+def side_by_side(reference:pd.DataFrame, # from `table`
+                 own:pd.DataFrame, # from `table`, of one's own runs
+                ) -> pd.DataFrame: # `TABLE_COLUMNS`, with `own_mean`, `own_low`, `own_high`, `own_n` after `n` and `own_seconds` at the end
+    "One row per experiment, scale and changes that either side has; what only own runs have says so by `n` of 0."
+    left, right = reference.set_index(_KEYS), own.set_index(_KEYS)
+    both = left.join(right[['mean', 'low', 'high', 'n', 'seconds']].add_prefix('own_'), how='outer')
+    for name in _SAID[:-1]: both[name] = both[name].where(both.index.isin(left.index), right[name].reindex(both.index))
+    both[['n', 'own_n']] = both[['n', 'own_n']].fillna(0).astype(int)
+    both[['mean', 'low', 'high', *_OWN[:3]]] = both[['mean', 'low', 'high', *_OWN[:3]]].astype(float)
+    return both.reset_index()[[*_KEYS, 'mean', 'low', 'high', 'n', *_OWN[:4], *_SAID, 'own_seconds']]
