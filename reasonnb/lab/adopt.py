@@ -30,7 +30,8 @@ def _fault(path:Path, record:dict, named:bool # its experiment was asked for
     try: run = run_of(record)
     except UserError as e: return f'the catalogue has changed ({e}); run it again'
     if run.overrides and not named: return f'a try with {run.overrides}; name {run.experiment} to adopt it'
-    if run.folder != path.parent or record.get('id') != run.id: return 'made by other code or settings; run it again'
+    if run.folder != path.parent: return 'made in a notebook; adopt what `reasonnb run` or `sweep` makes'
+    if record.get('id') != run.id: return 'made by other code; run it again'
     return '' if finished(run) or record['metrics'].get('diverged') else 'not finished; run it again'
 
 # %% ../../nbs/lab/03a_adopt.ipynb #42c4de43

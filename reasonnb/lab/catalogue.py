@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import reasonnb
 from ..core.config import Config, Experiment, System, UserError, unknown
-from ..core.own import own_folder, read_records
+from ..core.own import SIDES, read_records, record_paths
 
 # %% ../../nbs/lab/00_catalogue.ipynb #081e853b
 def root() -> Path: # absolute
@@ -132,8 +132,8 @@ def missing(log:str|None=None, # one log, or None for all
 # %% ../../nbs/lab/00_catalogue.ipynb #d021b77c
 def _records(slug:str, scale:str) -> tuple[list[dict], list[str]]: # the runs; a line for each record that cannot be read
     name, runs, said = canonical(slug, scale), [], []
-    for side, folder in (('reference', root()/'papermill_runs'), ('own', own_folder())):
-        found, faults = read_records(sorted((folder/log_of(name)/name).glob(f'{scale}-*/record.json')))
+    for side in SIDES:
+        found, faults = read_records([path for path in record_paths(side) if name in path.parts and path.parent.name.startswith(f'{scale}-')])
         runs += [{'records': side, 'folder': os.path.relpath(path.parent, root())} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
                  for path, record in found]
         said += faults

@@ -87,7 +87,7 @@ def _say(lines:Iterable[str]):
 def _counts(side:str) -> Counter: # slug -> finished runs
     found, said = read_records(record_paths(side))
     _say(said)
-    return Counter(path.parent.parent.name for path, _ in found)
+    return Counter(record['experiment'] for _, record in found)
 
 @_command
 def list_(log:Log=None,
