@@ -1,9 +1,30 @@
 """Packaging from settings.ini, so that every fact about the project is written once."""
+import shutil
 from configparser import ConfigParser
-from setuptools import setup, find_packages
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# what an installed package needs without a clone; `core.places.shipped` finds it
+SHIPPED = ("data/logs/*.csv", "data/checkpoints/lattice-*x*.pt", "data/checkpoints/lattice-*x*.json", "nbs/jobs/*.ipynb", "nbs/jobs/*.yaml")
+
+
+class BuildWithFiles(build_py):
+    "Copies into the built package the few files of the repository that go with it; an editable install uses the repository's."
+
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        for path in sorted(p for pattern in SHIPPED for p in ROOT.glob(pattern)):
+            goal = Path(self.build_lib, "reasonnb", "shipped", path.relative_to(ROOT))
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, goal)
+
 
 config = ConfigParser(delimiters=["="], interpolation=None)
-config.read("settings.ini", encoding="utf-8")
+config.read(ROOT / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 setup(
@@ -13,5 +34,5 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "hub": ["huggingface_hub", "datasets"], "cluster": ["ray"]},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["reasonnb=reasonnb._modidx:d"]},
-    include_package_data=True, zip_safe=False,
+    cmdclass={"build_py": BuildWithFiles}, zip_safe=False,
 )

@@ -231,10 +231,11 @@ def test_generated_sets_are_distinct_nested_and_cached(tmp_path):
 TWO = """
     import json, sys, time
     from pathlib import Path
+    from reasonnb.core import locks
     from reasonnb.sudoku import datasets
     from reasonnb.sudoku.board import Box
     folder, lock = Path(sys.argv[1]), sys.argv[2] == 'lock'
-    if not lock: datasets.fcntl = None
+    if not lock: locks.fcntl = None
     real = datasets.generate
     def counted(*args):
         (folder / f'made-{sys.argv[3]}').touch()

@@ -87,7 +87,7 @@ def test_shapes_without_a_checkpoint(pair, monkeypatch):
     done = shell('.' * 81, '--checkpoint', pair)
     assert done.exit_code == 1 and '81 characters; a board has 36' in done.stderr
     monkeypatch.setenv('REASONNB_ROOT', str(pair.parent))
-    (pair.parent/'nbs').mkdir(), (pair.parent/'settings.ini').touch()
+    (pair.parent/'nbs').mkdir(), (pair.parent/'settings.ini').write_text('lib_name = reasonnb')
     done = shell(LINES[0])
     assert done.exit_code == 2 and 'there is none in data/checkpoints' in done.stderr
 

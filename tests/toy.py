@@ -89,7 +89,7 @@ def make_root(path):
     path = Path(path)
     (path / 'nbs' / 'jobs').mkdir(parents=True)
     (path / 'data' / 'logs').mkdir(parents=True)
-    (path / 'settings.ini').write_text('[DEFAULT]\nlib_name = toy\n')
+    (path / 'settings.ini').write_text('[DEFAULT]\nlib_name = reasonnb\n')
     (path / 'data' / 'logs' / 'sections.csv').write_text(SECTIONS)
     (path / 'toy_system.py').write_text(SYSTEM)
     (path / 'nbs' / 'jobs' / 'toy.ipynb').write_text(notebook((PARAMETERS, ['parameters']), (JOB, [])))

@@ -11,7 +11,7 @@ import json, os
 from pathlib import Path
 
 from .config import UserError, unknown
-from .places import repository
+from .places import workspace
 
 # %% ../../nbs/core/05b_own.ipynb #d54c645d
 SIDES = ('reference', 'own')
@@ -35,25 +35,25 @@ def writes_reference() -> bool:
 
 def own_folder() -> Path:
     "Where own runs lie, and what is made of them."
-    return repository()/'papermill_runs'/'own'
+    return workspace()/'papermill_runs'/'own'
 
 def output(relative:str|Path, # path from the root of the repository; an absolute one stays what it is
           ) -> Path:
     "Where a file goes that the code makes."
-    return (repository() if writes_reference() else own_folder())/relative
+    return (workspace() if writes_reference() else own_folder())/relative
 
 # %% ../../nbs/core/05b_own.ipynb #7d520dfa
 def measurements(relative:str|Path, # path from the root of the repository
                 ) -> tuple[Path, bool]: # the file, and whether it may be added to; its folder is made then
     "Where measurements of trained networks are kept."
-    place = (repository() if shown() == 'reference' else own_folder())/relative
+    place = (workspace() if shown() == 'reference' else own_folder())/relative
     mine = place == output(relative)
     if mine: place.parent.mkdir(parents=True, exist_ok=True)
     return place, mine
 
 def records_folder() -> Path:
     "Where the records lie that are shown: `<log>/<experiment>/<scale>-s<seed>` below it."
-    return repository()/'papermill_runs' if shown() == 'reference' else own_folder()
+    return workspace()/'papermill_runs' if shown() == 'reference' else own_folder()
 
 def weights(folder:str|Path, # of a run, e.g. `path` of a row of `load_records`
            ) -> Path|None: # None if they are not on this machine
@@ -90,7 +90,7 @@ def read_record(path:str|Path) -> dict:
     try: return _record(path.read_text(encoding='utf-8'))
     except OSError as e: why = e.strerror or type(e).__name__
     except (ValueError, RecursionError) as e: why = str(e)
-    reference = path.is_relative_to(repository()/'papermill_runs') and not path.is_relative_to(own_folder())
+    reference = path.is_relative_to(workspace()/'papermill_runs') and not path.is_relative_to(own_folder())
     mend = 'restore it from git' if reference else 'delete it and run that experiment again'
     raise UserError(f'{path}: not a readable record ({why}); {mend}')
 

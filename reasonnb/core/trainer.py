@@ -7,7 +7,7 @@ __all__ = ['Task', 'pick_device', 'Progress', 'Run', 'train_step', 'train_row', 
            'postponed_signals', 'locked', 'fit']
 
 # %% ../../nbs/core/06_trainer.ipynb #17faa2c9
-import fcntl, os, signal, threading, time
+import os, signal, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .config import Config, UserError
 from .gradients import Batch, Ranks, accumulate_gradients, all_reduce_gradients, clip_gradients, join_ranks
 from .guards import TrainingError, alarms, check_finite, check_same_config, forked_rng, rng_state, seed_all, set_rng_state
+from .locks import file_lock
 from .optimizers import EMA, make_optimizer
 from .records import Reporter, RunFolder, environment, make_record, mirror, read_json, write_json
 from .schedules import lr_at
@@ -201,9 +202,8 @@ def postponed_signals() -> Iterator: # has .number, 0 until a signal comes
 @contextmanager
 def locked(folder:RunFolder) -> Iterator:
     "Only one process trains in a folder; the lock of a killed one is gone with it."
-    with open(folder.path / '.lock', 'w') as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise UserError(f"another process is training in {folder.path}; wait for it or use a new run folder") from None
+    with file_lock(folder.path / '.lock', seconds=0) as lock:
+        if lock is None: raise UserError(f"another process is training in {folder.path}; wait for it or use a new run folder")
         yield
 
 # %% ../../nbs/core/06_trainer.ipynb #29a170d4

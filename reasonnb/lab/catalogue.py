@@ -11,20 +11,14 @@ import importlib, os
 from functools import lru_cache
 from pathlib import Path
 import pandas as pd
-import reasonnb
 from ..core.config import Config, Experiment, System, UserError, unknown
 from ..core.own import SIDES, read_records, record_paths
+from ..core.places import repository, shipped, workspace
 
 # %% ../../nbs/lab/00_catalogue.ipynb #081e853b
 def root() -> Path: # absolute
-    "The repository: `REASONNB_ROOT`, or the nearest parent of the working directory or of the package with settings.ini and nbs/."
-    named = os.environ.get('REASONNB_ROOT')
-    starts = [Path(named)] if named else [Path.cwd() / 'x', Path(reasonnb.__file__)]
-    for start in starts:
-        for place in [start] if named else start.resolve().parents:
-            if (place/'settings.ini').exists() and (place/'nbs').is_dir(): return place.resolve()
-    if named: raise UserError(f"REASONNB_ROOT={named}: no settings.ini and nbs/ there; point it at the repository")
-    raise UserError("this is not a reasonnb repository; cd into one or set REASONNB_ROOT")
+    "The repository, as `core.places` finds it; `UserError` where there is none."
+    return repository()
 
 # %% ../../nbs/lab/00_catalogue.ipynb #42c03913
 RUN_LIKE = ('run', 'experiment', 'ablation')
@@ -37,7 +31,7 @@ def _sections(path:Path) -> pd.DataFrame:
 def sections(log:str|None=None, # one log, or None for all
             ) -> pd.DataFrame: # log, order, section, slug, kind, question, change, base, finding
     "The sections of the training logs in their order, one row each."
-    table = _sections(root()/'data'/'logs'/'sections.csv')
+    table = _sections(shipped('data/logs/sections.csv'))
     if log is None: return table.copy()
     if log not in set(table['log']): raise unknown('log', log, set(table['log']))
     return table[table['log'] == log].reset_index(drop=True)
@@ -134,7 +128,7 @@ def _records(slug:str, scale:str) -> tuple[list[dict], list[str]]: # the runs; a
     name, runs, said = canonical(slug, scale), [], []
     for side in SIDES:
         found, faults = read_records([path for path in record_paths(side) if name in path.parts and path.parent.name.startswith(f'{scale}-')])
-        runs += [{'records': side, 'folder': os.path.relpath(path.parent, root())} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
+        runs += [{'records': side, 'folder': os.path.relpath(path.parent, workspace())} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
                  for path, record in found]
         said += faults
     return runs, said

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.config import Against, UserError, unknown
 from ..core.own import output
+from ..core.places import shipped
 from ..core.records import atomic
 from ..core.statistics import Interval, difference, wilson
 from . import catalogue
@@ -213,7 +214,7 @@ def log_value(claim:dict, # one row of `orderings`
 def orderings(log:str|None=None, # only this log
              ) -> pd.DataFrame: # in the order of the file; `status` is measured, derived, asserted, target or code
     "The claims of the logs, one row each."
-    path = catalogue.root()/'data'/'logs'/'orderings.csv'
+    path = shipped('data/logs/orderings.csv')
     if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
     claims = pd.read_csv(path, dtype={'right': str}, keep_default_na=False, na_values={'margin': ['']})
     if log is not None and log not in set(claims['log']): raise unknown('log', log, set(claims['log']))

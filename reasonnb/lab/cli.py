@@ -172,7 +172,7 @@ def _row(run, found:dict) -> dict:
     "A run and its status for JSON."
     metrics = read_record(run.folder/'record.json')['metrics'] if found['status'] == 'ok' else {}
     return {name: getattr(run, name) for name in ('experiment', 'scale', 'seed', 'overrides', 'log')} | found | {
-        'folder': os.path.relpath(run.folder, catalogue.root()), 'metrics': metrics}
+        'folder': os.path.relpath(run.folder, catalogue.workspace()), 'metrics': metrics}
 
 def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda: None) -> dict:
     "Run them, say how it went; exit code 130 if interrupted."
@@ -384,3 +384,6 @@ COMMANDS = ('reasonnb.sudoku.commands',)  # modules with a tuple COMMANDS
 
 for _module in COMMANDS:
     for _function in importlib.import_module(_module).COMMANDS: _command(_function)
+
+# %% ../../nbs/lab/07_cli.ipynb #5a1c7f47
+if __name__ == '__main__' and __package__: app(prog_name='reasonnb') # a notebook cell has no package

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core.config import UserError
 from ..core.own import output, own_folder, read_records, writes_reference
+from ..core.places import workspace
 from ..core.records import atomic
 from . import catalogue
 from .claims import orderings
@@ -36,7 +37,7 @@ class Report:
 
     def text(self) -> str:
         "The report in a terminal."
-        def name(path): return path.relative_to(catalogue.root()).as_posix() if path.is_relative_to(catalogue.root()) else str(path)
+        def name(path): return path.relative_to(workspace()).as_posix() if path.is_relative_to(workspace()) else str(path)
         claims = self.verdicts.to_string(index=False) if len(self.verdicts) else 'no claim of the log can be judged by these runs'
         shown = beside_reference(self.table).drop(columns=['data', 'protocol'])
         return '\n'.join([shown.to_string(index=False), '', claims, '', *(f'notebook   {name(path)}' for path in self.notebooks),

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.config import UserError
 from ..core.own import read_records, record_paths
+from ..core.places import shipped
 from ..core.statistics import interval
 from . import catalogue
 
@@ -168,7 +169,7 @@ def _log_values(path:str, changed:float) -> tuple: # as `_printed`
     return frame, {key: list(rows.itertuples()) for key, rows in frame.groupby(['slug', 'metric'], sort=False)}
 
 def _printed() -> tuple: # (the table; its rows by slug and metric)
-    path = catalogue.root()/'data'/'logs'/'reported.csv'
+    path = shipped('data/logs/reported.csv')
     if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
     return _log_values(str(path), path.stat().st_mtime)
 

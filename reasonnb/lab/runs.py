@@ -7,16 +7,16 @@ __all__ = ['GRACE', 'sources', 'run_id', 'job_parameters', 'check_job', 'Run', '
            'progress', 'child', 'queue', 'execute']
 
 # %% ../../nbs/lab/01_runs.ipynb #dcf8bd25
-import ast, fcntl, hashlib, inspect, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ast, hashlib, inspect, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import psutil
 from ..core.config import Config, System, UserError, parse_overrides
+from ..core.locks import file_lock
 from ..core.own import own_folder
-from .catalogue import log_of, resolve, root, system_of
+from ..core.places import job_environment, shipped, workspace
+from .catalogue import log_of, resolve, system_of
 
 # %% ../../nbs/lab/01_runs.ipynb #8ed367a7
 @lru_cache
@@ -117,7 +117,7 @@ def plan(experiment:str, # slug
     config, plain = resolve(experiment, scale, seed=seed, **given), resolve(experiment, scale, seed=seed)
     system, log, text = system_of(experiment), log_of(experiment), _normal(config, plain)
     resolve(experiment, scale, seed=seed, **parse_overrides(text))  # the job reads them as text: fail here if it cannot
-    job = root()/'nbs'/system.job
+    job = shipped(f'nbs/{system.job}')
     about = dict(experiment=experiment, scale=scale, seed=config.seed, overrides=text)
     check_job(job, about | {'run_dir': '', 'run_id': ''})
     name = run_id(job, system, about | {'config': config.to_dict()})
@@ -129,16 +129,9 @@ def _read(path:Path) -> dict:
     try: return json.loads(path.read_text())
     except (OSError, ValueError): return {}
 
-@contextmanager
-def _locked(folder:Path) -> Iterator[int|None]: # a file descriptor, or None if another process has the lock
-    "Held while a run goes on; the operating system lets go of it when the holder dies, however it dies."
-    with open(folder/'.lock', 'w') as file:
-        for _ in range(20):  # somebody may be looking at the status, which takes the lock for an instant
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: time.sleep(0.02)
-            else: break
-        else: return (yield None)
-        yield file.fileno()
+def _locked(folder:Path):
+    "Held while a run goes on; somebody may be looking at the status, which takes it for an instant."
+    return file_lock(folder/'.lock', seconds=0.4)
 
 def status(run:Run) -> dict: # status, id, and for runs that ended: seconds, error, peak_memory
     "What is known about a run; one whose driver died counts as killed."
@@ -238,9 +231,9 @@ def _watch(process:subprocess.Popen, seconds:float, stop:threading.Event, force:
 def _attempt(run:Run, env:dict, seconds:float, stop:threading.Event, force:threading.Event, lock:int) -> dict: # status, error, peak_memory
     "Execute the job once, in a child."
     command = [sys.executable, '-c', 'from reasonnb.lab.runs import child; child()', str(run.unfinished)]
-    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | env | {'REASONNB_ROOT': str(root())}  # agg would suppress inline figures
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | env | job_environment()  # agg would suppress inline figures
     with open(run.unfinished/'run.log', 'ab') as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=root(), env=env,
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=workspace(), env=env,
                                    start_new_session=True, pass_fds=[lock])
     with process.stdout:
         why, peak = _watch(process, seconds, stop, force)

@@ -17,7 +17,8 @@ from queue import SimpleQueue
 from threading import Event
 import yaml
 from ..core.config import UserError, unknown
-from .catalogue import canonical, root
+from ..core.places import expand, job_environment, shipped, workspace
+from .catalogue import canonical
 from .runs import Run, execute, finished, plan, progress, queue, status
 
 # %% ../../nbs/lab/02_sweeps.ipynb #054cb16d
@@ -56,8 +57,9 @@ def load_sweep(path:str|Path # a yaml file
               ) -> Sweep:
     "Read a sweep file and check all its runs. UserError names the file, the key and the mend."
     kinds = {'experiments': str, 'scales': str, 'seeds': int, 'overrides': (str, dict)}
-    try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise UserError(f"no sweep file {path}; there are {', '.join(sorted(p.name for p in (root()/'nbs'/'jobs').glob('*.yaml'))) or 'none'} in nbs/jobs") from None
+    file = expand(path) if expand(path).exists() else shipped(str(path))
+    try: found = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except FileNotFoundError: raise UserError(f"no sweep file {path}; there are {', '.join(sorted(p.name for p in shipped('nbs/jobs').glob('*.yaml'))) or 'none'} in nbs/jobs") from None
     except yaml.YAMLError as e: raise UserError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, dict): raise UserError(f"{path}: expected keys such as experiments: and seeds:")
     for key in found:
@@ -72,7 +74,7 @@ def load_sweep(path:str|Path # a yaml file
 # %% ../../nbs/lab/02_sweeps.ipynb #7b06d7f3
 def papermill_command(run:Run) -> str: # one line of shell
     "What papermill is told for a run, with paths from the repository."
-    folder, job = (path.relative_to(root()).as_posix() for path in (run.folder, run.job))
+    folder, job = (Path(os.path.relpath(path, workspace())).as_posix() for path in (run.folder, run.job))
     told = [word for name, value in (run.parameters() | {'run_dir': folder}).items() for word in ('-p' if isinstance(value, int) else '-r', name, str(value))]
     return f'mkdir -p {shlex.quote(folder)} && ' + shlex.join(['papermill', job, f'{folder}/run.ipynb', *told])
 
@@ -152,8 +154,8 @@ class RayPool:
                 ):
         try: import ray
         except ImportError: raise UserError("RAY_ADDRESS is set but ray is not installed; pip install 'reasonnb[cluster]' or unset it") from None
-        names = ('REASONNB_ROOT', 'REASONNB_DATA', 'REASONNB_SYSTEMS', 'PYTHONPATH')
-        kept = {name: os.environ[name] for name in names if name in os.environ} | {'REASONNB_ROOT': str(root())}
+        names = ('REASONNB_SYSTEMS', 'PYTHONPATH')
+        kept = {name: os.environ[name] for name in names if name in os.environ} | job_environment()
         try: ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False, runtime_env={'env_vars': kept})
         except (ConnectionError, ValueError) as e: raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(e).splitlines()[0]}") from None
         need = {'num_gpus': 1} if ray.cluster_resources().get('GPU') else {'num_cpus': 1}

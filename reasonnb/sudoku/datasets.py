@@ -8,7 +8,7 @@ __all__ = ['RATING_BUCKETS', 'Rows', 'rating_groups', 'PuzzleSet', 'split_by_cla
 # %% ../../nbs/sudoku/06_datasets.ipynb #27328491
 import hashlib, inspect, json, os, re, shutil, uuid, warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.config import UserError, unknown
-from ..core.places import data_folders, repository, seek, writable
+from ..core.locks import file_lock
+from ..core.places import data_folders, seek, workspace, writable
 from ..core.records import read_json, write_json
 from .board import Box, is_solved
 from .formats import _BLOCK, FAULTS, Report, convert, write_columns
 from .generator import generate
 from .solver import _parallel, prove
 from .symmetry import grid_class
-
-try: import fcntl
-except ImportError: fcntl = None # no file locks on Windows
 
 # %% ../../nbs/sudoku/06_datasets.ipynb #bacccdee
 RATING_BUCKETS = (0, 1, 3, 11, 51) # lower edges of the log's buckets 0, 1-2, 3-10, 11-50, 51+
@@ -140,9 +138,9 @@ def split_by_class(
 def _turn(path:Path # lock file
          ) -> Iterator[bool]: # whether the lock was got
     "Wait for another process that holds this lock; a killed one loses it. Without locks all do the work and the first wins."
-    with open(path, 'w') as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX)
-        except (OSError, AttributeError): yield False
+    with ExitStack() as held:
+        try: held.enter_context(file_lock(path))
+        except (OSError, UserError): yield False
         else: yield True
 
 def cached(home:Path, # folder of the cache
@@ -232,8 +230,8 @@ def find(name:str, # as for `load`, not 'generated'
         return [need(f'sudoku_extreme/{part}.csv', f'{why}, or fetch {part}.csv from the data set {_HUB[0]} on the hub by hand')]
     if name in _KAGGLE: return [need(f'{name}/{_KAGGLE[name][0]}', f'download {_KAGGLE[name][1]} from kaggle.com (needs an account) and put the unpacked file there')]
     if re.search(r'[/\\]|\.\w+$', name):
-        if found := seek(name, [Path.cwd(), repository(), *folders]): return [found]
-        raise UserError(f"no file {name}: looked in {', '.join(map(str, dict.fromkeys([Path.cwd(), repository(), *folders])))}")
+        if found := seek(name, [Path.cwd(), workspace(), *folders]): return [found]
+        raise UserError(f"no file {name}: looked in {', '.join(map(str, dict.fromkeys([Path.cwd(), workspace(), *folders])))}")
     raise unknown('data set', name, ['generated', 'public:clue17', 'sudoku_extreme:train', 'sudoku_extreme:test', *_KAGGLE, 'path/to/list.txt'])
 
 # %% ../../nbs/sudoku/06_datasets.ipynb #0cc08fa8

@@ -13,9 +13,10 @@ from threading import Thread
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from ..core.compiled import compiled
 from ..core.config import UserError
 from .board import Box
 
@@ -31,11 +32,6 @@ def _tables(box:Box) -> tuple[np.ndarray, ...]:
     return tuple(a.astype(np.uint16) for a in (cells + N * unit, 1 << place, member, box.peers, blank))
 
 # %% ../../nbs/sudoku/03_solver.ipynb #75bee5dc
-def _jit(fn):
-    "Compile without the GIL; with a disk cache for the functions of a file, where a folder for it can be written."
-    try: return njit(fn, nogil=True, cache=os.path.exists(fn.__code__.co_filename))
-    except RuntimeError: return njit(fn, nogil=True)
-
 @intrinsic
 def _popcount(typingctx, x):
     "Number of set bits."
@@ -54,13 +50,13 @@ def _lowest(typingctx, x):
 _ONE = np.uint16(1)
 
 # %% ../../nbs/sudoku/03_solver.ipynb #33a6f1b0
-@_jit
+@compiled
 def _push(queue, tail, cell, d):
     "Queue digit d (from 0) for a cell; returns the new tail."
     queue[tail, 0], queue[tail, 1] = cell, d
     return tail + 1
 
-@_jit
+@compiled
 def _unplace(state, t, cell, d, queue, tail):
     "The cell is no place for d any more: update its units, queue hidden singles. Returns the new tail, -1 for a contradiction."
     first, bit, member, peers, blank = t
@@ -75,7 +71,7 @@ def _unplace(state, t, cell, d, queue, tail):
                 tail = _push(queue, tail, member[first[cell, j] + _lowest(left)], d)
     return tail
 
-@_jit
+@compiled
 def _remove(state, t, cell, d, queue, tail):
     "Rule digit d out in an open cell: update the cell and its units, queue singles. Returns the new tail, -1 for a contradiction."
     left = state[cell] & ~(_ONE << d)
@@ -86,7 +82,7 @@ def _remove(state, t, cell, d, queue, tail):
     return _unplace(state, t, cell, d, queue, tail)
 
 # %% ../../nbs/sudoku/03_solver.ipynb #cb937f4a
-@_jit
+@compiled
 def _propagate(state, t, queue, tail):
     "Place the queued singles and all that follow from them. False for a contradiction."
     first, bit, member, peers, blank = t
@@ -113,13 +109,13 @@ def _propagate(state, t, queue, tail):
                 if tail < 0: return False
     return True
 
-@_jit
+@compiled
 def _forbid(state, t, cell, d, queue):
     "Rule digit d out in an open cell, with all that follows. False for a contradiction."
     tail = _remove(state, t, cell, d, queue, 0)
     return tail >= 0 and _propagate(state, t, queue, tail)
 
-@_jit
+@compiled
 def _place(state, t, grid, cells, queue):
     "Place the digits that grid has in these cells, with all that follows. False for a contradiction."
     tail = 0
@@ -128,7 +124,7 @@ def _place(state, t, grid, cells, queue):
     return _propagate(state, t, queue, tail)
 
 # %% ../../nbs/sudoku/03_solver.ipynb #5253a6b6
-@_jit
+@compiled
 def _work(t, limit):
     "Scratch memory of one thread for searches that end at `limit` solutions: stack, queue, trail, order, stop."
     first, bit, member, peers, blank = t
@@ -138,7 +134,7 @@ def _work(t, limit):
     return stack, queue, np.empty((levels, 2), np.uint16), np.arange(cells).astype(np.uint16), np.array([limit, -1])
 
 # %% ../../nbs/sudoku/03_solver.ipynb #ca2e7a12
-@_jit
+@compiled
 def _draw(rng, n):
     "A number from 0 to n - 1; rng `(1,)` uint64 is the state of splitmix64 (Steele, Lea, Flood 2014)."
     rng[0] += np.uint64(0x9E3779B97F4A7C15)
@@ -148,7 +144,7 @@ def _draw(rng, n):
     z = (z ^ (z >> np.uint64(31))) >> np.uint64(32)
     return np.int64((z * np.uint64(n)) >> np.uint64(32))
 
-@_jit
+@compiled
 def _pick(state, order):
     "The open cell with the fewest candidates, the first in `order` among equals."
     best, fewest = order[0], 99
@@ -161,7 +157,7 @@ def _pick(state, order):
                 if n == 2: break
     return best
 
-@_jit
+@compiled
 def _read(state, first, bit, grid):
     "Write the digits of a full state into grid."
     for cell in range(len(grid)):
@@ -170,7 +166,7 @@ def _read(state, first, bit, grid):
         grid[cell] = d + 1
 
 # %% ../../nbs/sudoku/03_solver.ipynb #b2487b36
-@_jit
+@compiled
 def _search(work, t, base, rng, grid):
     """Count the solutions of the propagated state at level `base`; the first goes into grid. Ends at `stop`.
     Tries digits in random order, or from the lowest where rng is empty. Returns (count, guesses)."""
@@ -231,7 +227,7 @@ def _checked(puzzles, box:Box) -> np.ndarray:
     return np.ascontiguousarray(puzzles, np.uint8)
 
 # %% ../../nbs/sudoku/03_solver.ipynb #8b1ce1c8
-@_jit
+@compiled
 def _prove(t, puzzles, limit, solutions, counts, ratings):
     "Search every puzzle; fills the last three."
     work, rng = _work(t, limit), np.empty(0, np.uint64)
@@ -275,7 +271,7 @@ def rate(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
     return prove(puzzles, box, 2)[2]
 
 # %% ../../nbs/sudoku/03_solver.ipynb #31b26bfa
-@_jit
+@compiled
 def _shuffle(order, rng):
     "Write 0, 1, ... in random order (Fisher-Yates), whatever order held before."
     for i in range(len(order)): order[i] = i
@@ -283,7 +279,7 @@ def _shuffle(order, rng):
         j = _draw(rng, i + 1)
         order[i], order[j] = order[j], order[i]
 
-@_jit
+@compiled
 def _fill(work, t, rng, grid):
     "Write a random full grid."
     stack, queue, trail, order, stop = work
@@ -295,7 +291,7 @@ def _fill(work, t, rng, grid):
     stop[1] = -1
 
 # %% ../../nbs/sudoku/03_solver.ipynb #d9d53f2a
-@_jit
+@compiled
 def _implied(work, t, level, cell, puzzle, rng, scratch):
     "Do the clues placed at `level`, all but this one, leave the cell no other digit?"
     stack, queue, trail, order, stop = work
@@ -304,7 +300,7 @@ def _implied(work, t, level, cell, puzzle, rng, scratch):
     if not _forbid(stack[level + 1], t, cell, np.uint16(puzzle[cell] - 1), queue): return True
     return _search(work, t, level + 1, rng[:0], scratch)[0] == 0
 
-@_jit
+@compiled
 def _minimise(work, t, puzzle, walk, spare, rng, scratch):
     "Go through the clues in the order of `walk` and drop, `spare` times at most, each one that the others imply. Returns what is left of spare."
     stack, queue, trail, order, stop = work
@@ -330,7 +326,7 @@ def _minimise(work, t, puzzle, walk, spare, rng, scratch):
     return spare
 
 # %% ../../nbs/sudoku/03_solver.ipynb #b0a0374a
-@_jit
+@compiled
 def _generate(t, seed, first, clues, attempts, puzzles, solutions):
     "Write puzzles number first, first + 1, ... of a seed; clues -1: minimal. Returns 0, or the fewest clues met where no attempt reached the wish."
     work, cells = _work(t, 1), len(t[0])

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..core.config import UserError, unknown
-from ..core.places import repository
 from ..core.own import output
+from ..core.places import expand, shipped
 from ..core.records import RunFolder, atomic, read_json, write_json
 from ..core.trainer import pick_device
 from .board import Box, _fault, agrees, box_for, is_solved, is_valid, parse, to_line
@@ -35,7 +35,7 @@ def checkpoints(folder=None, # None: data/checkpoints of the repository
                ) -> dict[Box, Path]: # box shape -> weights
     "The shipped solvers, by the boards they are for."
     found = {}
-    for path in sorted((Path(folder) if folder else repository() / 'data' / 'checkpoints').glob('lattice-*x*.pt')):
+    for path in sorted((expand(folder) if folder else shipped('data/checkpoints')).glob('lattice-*x*.pt')):
         if m := re.fullmatch(r'lattice-(\d+)x(\d+)', path.stem): found[Box(int(m[1]), int(m[2]))] = path
     return found
 

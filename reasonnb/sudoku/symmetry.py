@@ -8,11 +8,11 @@ __all__ = ['Symmetry', 'symmetry', 'random_symmetry', 'relabel_digits', 'grid_cl
 # %% ../../nbs/sudoku/01_symmetry.ipynb #e7514ea4
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.compiled import compiled
 from ..core.config import UserError
 from .board import Box, box_for, is_solved
 
@@ -98,14 +98,14 @@ def relabel_digits(
     return symmetry(box, digits=_shuffles(generator, n, box.N) + 1)
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #586388cb
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _mix(x):
     "Scramble 64 bits (the finaliser of splitmix64), so that sums of results behave like multiset hashes."
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
     return x ^ (x >> np.uint64(31))
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _cycle_types(lines, types):
     "For each pair of lines (`lines[i, place] = value`): a hash of the cycle lengths of the permutation between them."
     n, N = lines.shape
@@ -124,7 +124,7 @@ def _cycle_types(lines, types):
             types[i, j] = types[j, i] = _mix(total)
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #7c64c846
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _line_colours(types, group, colours):
     "Colour each line by its cycle types; lines `i`, `j` belong together when `i // group == j // group`."
     N = types.shape[0]
@@ -142,7 +142,7 @@ def _line_colours(types, group, colours):
             colours[i] = _mix(total)
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #1937b1d2
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _unit_of_cell(row, col, rows, cols):
     "`(6, cells)`: row, column, box, digit (to be filled in), row inside the box, column inside the box."
     unit = np.zeros((6, len(row)), np.int64)
@@ -150,7 +150,7 @@ def _unit_of_cell(row, col, rows, cols):
     unit[4], unit[5] = row * rows + col // cols, col * cols + row // rows
     return unit
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _fingerprint(unit, start, kinds, colour, sums):
     "Mark each digit in turn, mix the colours along the units for two rounds, and add up."
     N, total = len(sums[0]), np.uint64(0)
@@ -168,7 +168,7 @@ def _fingerprint(unit, start, kinds, colour, sums):
     return total
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #e32bcbfa
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _classes(grids, row, col, rows, cols, out):
     "Fingerprint of each solved grid."
     cells, N, square = len(row), rows * cols, rows == cols
