@@ -179,6 +179,7 @@ def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda:
     from reasonnb.lab.runs import finished
     from reasonnb.lab.sweeps import run_sweep
     screen = _Screen()
+    _say(read_records([path for run in runs if (path := run.folder/'record.json').exists()])[1])  # such a run is not finished
     if threading.current_thread() is threading.main_thread():  # a closed terminal or a scheduler's TERM is as good as Ctrl-C
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, signal.default_int_handler)  # nohup stays nohup
