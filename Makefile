@@ -6,7 +6,7 @@ LOGS := $(wildcard nbs/logs/*/*.ipynb)
 # one thread per process: two torch threads on two small cores are slower than one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test lab docs export clean
+.PHONY: help run test lab docs narratives export clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -30,6 +30,10 @@ lab: .venv/ok ## open JupyterLab on the notebooks
 
 docs: .venv/ok ## build the docs site into _docs
 	$(BIN)/reasonnb docs
+
+narratives: .venv/ok ## execute all narratives and the README's notebook on the reference records; rewrites their figures
+	REASONNB_WRITE=reference $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(LOGS) nbs/index.ipynb
+	$(MAKE) export
 
 export: .venv/ok ## notebooks -> package and README, notebooks cleaned
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/reasonnb docs --readme

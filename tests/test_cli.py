@@ -8,7 +8,7 @@ from toy import REPO, cli, environment, kernels, make_root, start_cli, until
 def root(tmp_path_factory): return make_root(tmp_path_factory.mktemp('root')).resolve()
 
 
-def folder(root, name): return root/'papermill_runs'/'toy_log'/name
+def folder(root, name): return root/'papermill_runs'/'own'/'toy_log'/name
 
 
 def test_list_and_show(root):

@@ -7,11 +7,12 @@ __all__ = ['RUN_LIKE', 'SYSTEMS', 'root', 'sections', 'systems', 'experiments', 
            'canonical', 'missing', 'describe']
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1abc7fba
-import importlib, json, os
+import importlib, os
 from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 from ..core.config import Config, Experiment, System, UserError, unknown
+from ..core.own import SIDES, read_records, record_paths
 from ..core.places import repository, shipped, workspace
 
 # %% ../../nbs/lab/00_catalogue.ipynb #081e853b
@@ -127,16 +128,19 @@ def missing(log:str|None=None, # one log, or None for all
     return [slug for slug, kind in zip(rows['slug'], rows['kind']) if kind in RUN_LIKE and slug not in known]
 
 # %% ../../nbs/lab/00_catalogue.ipynb #d021b77c
-def _records(slug:str, scale:str) -> list[dict]:
-    name = canonical(slug, scale)
-    paths = sorted((workspace()/'papermill_runs'/log_of(name)/name).glob(f'{scale}-*/record.json'))
-    return [{'folder': path.parent.relative_to(workspace()).as_posix()} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
-            for path in paths for record in [json.loads(path.read_text())]]
+def _records(slug:str, scale:str) -> tuple[list[dict], list[str]]: # the runs; a line for each record that cannot be read
+    name, runs, said = canonical(slug, scale), [], []
+    for side in SIDES:
+        found, faults = read_records([path for path in record_paths(side) if name in path.parts and path.parent.name.startswith(f'{scale}-')])
+        runs += [{'records': side, 'folder': os.path.relpath(path.parent, workspace())} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
+                 for path, record in found]
+        said += faults
+    return runs, said
 
 def describe(slug:str, # of an experiment, or of any section
              scale:str='smoke',
             ) -> dict: # plain data; without `config` when there is none yet
-    "Section text, inheritance, settings with `(value, base's value)`, and records of one slug."
+    "Section text, inheritance, settings with `(value, base's value)`, and the runs of one slug: of the reference, and own ones."
     rows = sections().query('slug == @slug').to_dict('records')
     if not rows: _find(slug)
     about = {'slug': slug, 'scale': scale} | (rows[0] if rows else {'log': log_of(slug), 'kind': 'own'})
@@ -144,5 +148,6 @@ def describe(slug:str, # of an experiment, or of any section
     config, names = resolve(slug, scale), chain(slug)
     base = resolve(names[-2], scale).to_dict() if len(names) > 1 else config.to_dict()
     settings = {name: (value, base.get(name)) for name, value in config.to_dict().items()}
+    runs, unreadable = _records(slug, scale)
     return about | {'chain': names, 'canonical': canonical(slug, scale), 'note': experiments()[slug][1].note,
-                    'config': settings, 'records': _records(slug, scale)}
+                    'config': settings, 'records': runs, 'unreadable': unreadable}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SEEDS', 'NEEDS_FUNCTION', 'LEDGER_COLUMNS', 'Finding', 'judge', 'tolerance', 'judge_none', 'judge_events',
-           'diverged', 'collapsed', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger']
+           'diverged', 'collapsed', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger', 'side_by_side']
 
 # %% ../../nbs/lab/04_claims.ipynb #829b0681
 import math
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core.config import Against, UserError, unknown
+from ..core.own import output
 from ..core.places import shipped
 from ..core.records import atomic
 from ..core.statistics import Interval, difference, wilson
@@ -233,7 +234,7 @@ def _entry(claim:dict, records:pd.DataFrame, scale:str) -> dict:
     clashes = [f'the log on {side}: {conflict}' for side in sides if (conflict := reported(side, claim['metric']).conflict)]
     return claim | found._asdict() | {'log_value': log_value(claim), 'reason': '; '.join(filter(None, [found.reason, *clashes]))}
 
-def ledger(records:pd.DataFrame|None=None, # from `load_records`; None: all of the project
+def ledger(records:pd.DataFrame|None=None, # from `load_records`; None: those it gives unless told
            scale:str='laptop', # claims compare runs of one scale only
            log:str|None=None, # only this log
           ) -> pd.DataFrame: # columns `LEDGER_COLUMNS`, in the order of `orderings.csv`
@@ -254,11 +255,22 @@ def counts(ledger:pd.DataFrame, # from `ledger`
     judged = table[['holds', 'contradicted', 'undecided']].sum(axis=1)
     return table.assign(claims=table.sum(axis=1), by_chance=(.05*judged).round(2)).rename_axis(None, axis=1)
 
-def write_ledger(path:str|Path|None=None, # None: `figures/ledger.csv` of the project
+def write_ledger(path:str|Path|None=None, # None: `figures/ledger.csv`, see `own.output`
                  **which, # as for `ledger`
                 ) -> Path: # the file written
     "Write the ledger as CSV with four digits, so that a run that changes nothing leaves the file as it was."
-    path = Path(path) if path is not None else catalogue.root()/'figures'/'ledger.csv'
+    path = Path(path) if path is not None else output('figures/ledger.csv')
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = ledger(**which).to_csv(index=False, float_format='%.4g', lineterminator='\n')
     with atomic(path) as file: file.write(text.encode())
     return path
+
+# %% ../../nbs/lab/04_claims.ipynb #845fc555
+_JUDGED = ['verdict', 'effect', 'low', 'high', 'n_left', 'n_right', 'reason']
+
+def side_by_side(reference:pd.DataFrame, # from `ledger`
+                 own:pd.DataFrame, # from `ledger`, of one's own runs at the same scale
+                ) -> pd.DataFrame: # `LEDGER_COLUMNS`, then `own_verdict`, `own_effect` and so on
+    "Every claim, judged by the reference and by one's own runs."
+    mine = own.set_index('claim_id')[_JUDGED].add_prefix('own_')
+    return reference.join(mine, on='claim_id')

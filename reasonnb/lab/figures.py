@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..core.config import UserError
+from ..core.own import output
 from ..core.records import atomic
 from ..core.statistics import interval
-from . import catalogue
 from .results import course, reported, runs_of, samples
 
 # %% ../../nbs/lab/05_figures.ipynb #d03687c4
@@ -295,10 +295,10 @@ def effects(ledger:pd.DataFrame, # rows of `claims.ledger` with effects of one u
 
 # %% ../../nbs/lab/05_figures.ipynb #c9ba9c8a
 def save(fig:Figure, # from a function above
-         path:str|Path, # 'sudoku_transformer/recurrence.svg'; relative paths start at `figures/` of the project
+         path:str|Path, # 'sudoku_transformer/recurrence.svg', below `figures/` of `own.output`; an absolute path stays what it is
         ) -> Path: # the file written
     "Write SVG or PNG atomically; equal figures give equal bytes."
-    path = catalogue.root()/'figures'/path # an absolute path stays what it is
+    path = output(Path('figures')/path)
     kind = path.suffix.lstrip('.')
     if kind not in ('svg', 'png'): raise UserError(f'{path.name}: figures are saved as .svg or .png')
     path.parent.mkdir(parents=True, exist_ok=True)

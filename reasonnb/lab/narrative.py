@@ -38,9 +38,10 @@ def verdicts(*slugs:str, # experiments a claim is about, on its left or right
              records:pd.DataFrame|None=None, # from `load_records`; None: all of the project
              scale:str='laptop',
              judged:bool=False, # leave out the claims that could not be judged
+             log:str|None=None, # of this log only, which is faster
             ) -> pd.DataFrame: # claim, verdict, effect, the log's effect, seeds, metric, remark
     "The claims about some experiments and what became of them. A claim that compares with another section's experiment is left to that section."
-    rows = ledger(records, scale)
+    rows = ledger(records, scale, log)
     about = rows['left'].isin(slugs) & (rows['right'].isin(slugs) | ~rows['right'].isin(set(catalogue.sections()['slug'])))
     if judged: about &= rows['verdict'] != 'not run'
     return pd.DataFrame([{'claim': row.statement, 'verdict': row.verdict, 'effect (95 % interval)': in_words(row),

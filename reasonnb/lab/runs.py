@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from ..core.config import Config, System, UserError, parse_overrides
 from ..core.locks import file_lock
+from ..core.own import own_folder
 from ..core.places import package, shipped, workspace
 from .catalogue import log_of, resolve, system_of
 from .kernel import GRACE, job_env
-
 
 # %% ../../nbs/lab/01_runs.ipynb #8ed367a7
 @lru_cache
@@ -82,7 +82,7 @@ class Run:
     overrides: str  # normalised: only fields that differ from the experiment, as `lr=0.001 steps=20`
     log: str
     job: Path
-    folder: Path  # of the finished run
+    folder: Path  # of the finished run; below `own_folder`, so that a run changes nothing that git keeps
     id: str
     steps: int
     device: str = 'auto'
@@ -99,9 +99,9 @@ class Run:
 
 # %% ../../nbs/lab/01_runs.ipynb #709bd4e9
 def run_dir(log:str, experiment:str, scale:str, seed:int, overrides:str='') -> Path:
-    "papermill_runs/<log>/<experiment>/<scale>-s<seed>, with a hash of the overrides if there are any."
+    "papermill_runs/own/<log>/<experiment>/<scale>-s<seed>, with a hash of the overrides if there are any."
     tail = '-' + hashlib.sha256(overrides.encode()).hexdigest()[:6] if overrides else ''
-    return workspace()/'papermill_runs'/log/experiment/f'{scale}-s{seed}{tail}'
+    return own_folder()/log/experiment/f'{scale}-s{seed}{tail}'
 
 def _normal(config:Config, plain:Config) -> str:
     "The overrides that make a difference, spelled in one way."

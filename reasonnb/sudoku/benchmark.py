@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ..core.config import UserError, unknown
-from ..core.places import repository
+from ..core.own import output
 from ..core.records import environment, plain, read_json, write_json
 from ..core.statistics import wilson
 from .boards import make_splits
@@ -127,8 +127,8 @@ def _several(solver:Solver, n:int, seed:int) -> np.ndarray:
 
 # %% ../../nbs/sudoku/12_benchmark.ipynb #ca5d41fa
 def report_path(solver:Solver) -> Path:
-    "Where the report of a checkpoint is kept."
-    return repository() / 'figures' / 'sudoku_lattice' / f'benchmark-{solver.path.stem}.json'
+    "Where the report of a checkpoint is kept: below `papermill_runs/own`, unless those in git are to be replaced."
+    return output(f'figures/sudoku_lattice/benchmark-{solver.path.stem}.json')
 
 def _opened(path:Path, settings:dict, again:bool) -> dict:
     "The report to go on with."
@@ -149,7 +149,7 @@ def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
           singles:int=10, # puzzles of a tier timed alone
           agreement:int=50, # puzzles of each kind for that test, 0 = leave it out
           seed:int=0, # of the samples
-          path=None, # of the report; None: figures/sudoku_lattice/benchmark-NAME.json
+          path=None, # of the report; None: `report_path`
           again:bool=False, # forget what was measured before
           say:Callable=lambda text: None, # told how it goes
          ) -> dict: # the report, also in the file

@@ -109,7 +109,7 @@ def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, wit
           agreement:Annotated[int, typer.Option(min=0, help='Puzzles with several solutions to try, and as many with one; 0 = none.')]=50,
           seed:Annotated[int, typer.Option(help='Of the samples and of the guesses.')]=0,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto; single puzzles are always timed on the CPU.')]='cpu',
-          out:Annotated[Optional[Path], typer.Option(help='The report; else figures/sudoku_lattice/benchmark-NAME.json.')]=None,
+          out:Annotated[Optional[Path], typer.Option(help='The report; else papermill_runs/own/figures/sudoku_lattice/benchmark-NAME.json.')]=None,
           again:Annotated[bool, typer.Option('--again', help='Forget what was measured before.')]=False,
           json:Annotated[bool, typer.Option('--json', help='Print the report as JSON.')]=False):
     """Measure the trained solver on public lists, from easy to the hardest known.

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..core.config import UserError, unknown
-from ..core.places import expand, repository, shipped
+from ..core.own import output
+from ..core.places import expand, shipped
 from ..core.records import RunFolder, atomic, read_json, write_json
 from ..core.trainer import pick_device
 from .board import Box, _fault, agrees, box_for, is_solved, is_valid, parse, to_line
@@ -48,7 +49,7 @@ def _weights(state:dict, config:LatticeConfig) -> dict:
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #3b6605dd
 def ship(run_dir, # folder of a finished run of a lattice network
-         path=None, # of the weights; None: data/checkpoints/lattice-ROWSxCOLS.pt
+         path=None, # of the weights; None: data/checkpoints/lattice-ROWSxCOLS.pt, see `own.output`
          **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
         ) -> Path: # of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
@@ -58,7 +59,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
     config = LatticeConfig.from_dict(state['config'])
     box, train = Box(*config.box), make_splits(config)['train']
-    path = Path(path) if path else repository() / 'data' / 'checkpoints' / f'lattice-{box}.pt'
+    path = Path(path) if path else output(f'data/checkpoints/lattice-{box}.pt')
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save({'model': _weights(state, config), 'config': config.to_dict()}, buffer)
