@@ -25,8 +25,11 @@ test: .venv/ok ## install, check that notebooks and package agree, run all tests
 	$(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile --nbval-lax --nbval-current-env $(LOGS)
 	$(BIN)/pytest -n 2 --dist loadfile
 
-lab: .venv/ok ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+# The whole repository can be reached, `reasonnb` is on the PATH of cells and terminals (a login shell would reset it), and root, as in a container, is let in.
+lab: .venv/ok ## open JupyterLab on its start page
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url='/lab/tree/nbs/start.ipynb' \
+	  --ServerApp.terminado_settings="{'shell_command': ['$${SHELL:-$$(command -v bash || echo sh)}']}" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: .venv/ok ## build the docs site into _docs
 	$(BIN)/reasonnb docs
@@ -36,7 +39,7 @@ narratives: .venv/ok ## execute all narratives and the README's notebook on the 
 	$(MAKE) export
 
 export: .venv/ok ## notebooks -> package and README, notebooks cleaned
-	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/reasonnb docs --readme
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python tests/notebook_form.py && $(BIN)/reasonnb docs --readme
 
 clean: ## remove the environment and everything built (runs and data stay)
 	rm -rf .venv _docs _proc

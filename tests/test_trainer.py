@@ -26,6 +26,11 @@ ALL_STATE = "ema=0.9 accumulate=2 sam_rho=0.05 optimizer=muon schedule=cosine wa
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
+def ignore_interrupts():
+    "What `python train.py &` in a script does to its child."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def start(*args, **options):
     return subprocess.Popen([sys.executable, *map(str, args)], cwd=HERE, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -65,10 +70,10 @@ def test_killed_run_ends_with_the_same_bits(name, killed, tmp_path):
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_saves_this_very_step(tmp_path, number):
+@pytest.mark.parametrize("number, before", [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGINT, ignore_interrupts), (signal.SIGTERM, ignore_interrupts)])
+def test_told_to_stop_saves_this_very_step(tmp_path, number, before):
     overrides = "steps=20000 eval_every=0"
-    process = start("toy_task.py", tmp_path / "run", *overrides.split())
+    process = start("toy_task.py", tmp_path / "run", *overrides.split(), preexec_fn=before)
     folder = RunFolder(tmp_path / "run")
     deadline = time.time() + 60
     while not folder.rows() and time.time() < deadline: time.sleep(0.02)
@@ -77,6 +82,7 @@ def test_told_to_stop_saves_this_very_step(tmp_path, number):
     assert process.returncode == -number, err
     state = folder.load(folder.checkpoint)
     assert 0 < state["now"]["step"] < 20000 and not folder.record.exists()
+    assert f"stopped after update {state['now']['step']} of 20000, which is saved in {folder.path}" in err.splitlines()[-1]
     # rows up to the checkpoint are all there, none after it
     assert 0 <= state["now"]["step"] - folder.rows()[-1]["step"] < 100
 

@@ -16,7 +16,13 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 # %% ../../nbs/core/00_config.ipynb #dce31f6d
 class UserError(ValueError):
-    "A mistake in the input that the user can mend; its message is one line."
+    "A mistake in the input that the user can mend; its message is one line, and in a notebook all that is shown."
+
+    def _render_traceback_(self) -> list[str]: # asked for by IPython
+        "The message; all frames when `%tb` asks for them."
+        import sys, traceback
+        if any(frame.f_code.co_name == 'tb' for frame, _ in traceback.walk_stack(sys._getframe())): return traceback.format_exception(self)
+        return [f'{type(self).__name__}: {self}', '(%tb in a new cell shows where)']
 
 # %% ../../nbs/core/00_config.ipynb #759ae3b0
 def unknown(kind:str, # what sort of thing was asked for, e.g. 'field'

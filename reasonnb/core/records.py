@@ -147,8 +147,20 @@ def make_record(rows:list[dict], # of metrics.jsonl
     return record
 
 # %% ../../nbs/core/05_records.ipynb #7a947fe2
+class _Output:
+    "A file for tqdm that is one output of a notebook cell; what is written replaces what stood there."
+    encoding = 'utf-8'
+    def __init__(self):
+        from IPython.display import display
+        self.handle = display({'text/plain': ''}, raw=True, display_id=True)
+
+    def write(self, text:str):
+        if line := text.strip(): self.handle.update({'text/plain': line}, raw=True)
+
+    def flush(self): pass
+
 class Reporter:
-    "Shows how a run proceeds, on stderr: a bar, one plain line every few seconds, or nothing."
+    "Shows how a run proceeds: a bar (in JupyterLab or on stderr), one plain line on stderr every few seconds, or nothing."
     def __init__(self, step:int, # updates done already
                  total:int, # updates in all
                  every:float=5.0, # seconds between plain lines
@@ -160,7 +172,8 @@ class Reporter:
         self.mode, self.every, self.text = asked or ('bar' if watched else 'lines'), every, ''
         self.first, self.total, self.start = step, total, time.monotonic()
         self.last = self.start
-        self.bar = tqdm(initial=step, total=total, unit='step', leave=lab, file=sys.stderr) if self.mode == 'bar' else None
+        look = dict(file=_Output(), ncols=100, mininterval=0.5, leave=True) if lab and self.mode == 'bar' else dict(file=sys.stderr, leave=False)
+        self.bar = tqdm(initial=step, total=total, unit='step', **look) if self.mode == 'bar' else None
 
     def row(self, row:dict):
         "Remember the latest row, to be shown with the next step."

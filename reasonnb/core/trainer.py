@@ -7,7 +7,7 @@ __all__ = ['Task', 'find_device', 'pick_device', 'Progress', 'Run', 'train_step'
            'postponed_signals', 'locked', 'fit']
 
 # %% ../../nbs/core/06_trainer.ipynb #17faa2c9
-import os, signal, threading, time
+import os, signal, sys, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from .locks import file_lock
 from .optimizers import EMA, make_optimizer
 from .records import Reporter, RunFolder, environment, make_record, mirror, read_json, write_json
 from .schedules import lr_at
+from .starts import from_its_start
 
 # %% ../../nbs/core/06_trainer.ipynb #3126b7df
 class Task(Protocol):
@@ -194,11 +195,17 @@ def restore(run:Run):
     run.ranks.on_main(lambda: run.folder.truncate(run.now.step, run.now.evaluated))
     run.ranks.same_weights(run.model)
 
-# %% ../../nbs/core/06_trainer.ipynb #07a93d59
+# %% ../../nbs/core/06_trainer.ipynb #07a93d58
+def _stopped(said:str) -> KeyboardInterrupt: # to be raised
+    "An interrupt that says where it came; IPython shows this line alone."
+    stop = KeyboardInterrupt(said)
+    stop._render_traceback_ = lambda: [f'KeyboardInterrupt: {said}']
+    return stop
+
 @contextmanager
-def postponed_signals() -> Iterator: # has .number, 0 until a signal comes
-    "SIGINT and SIGTERM only raise a flag inside and take effect afterwards; a second one strikes at once."
-    flag = SimpleNamespace(number=0)
+def postponed_signals() -> Iterator: # has .number, 0 until a signal comes, and .said, words for whoever sent it
+    "SIGINT and SIGTERM only raise a flag inside, even where they were ignored, and take effect afterwards; a second one strikes at once."
+    flag = SimpleNamespace(number=0, said='interrupted')
     def handle(number, frame):
         if flag.number: raise KeyboardInterrupt
         flag.number = number
@@ -207,8 +214,13 @@ def postponed_signals() -> Iterator: # has .number, 0 until a signal comes
     try: yield flag
     finally:
         for number, handler in old.items(): signal.signal(number, handler or signal.SIG_DFL)
-    if flag.number: os.kill(os.getpid(), flag.number)
+    if not flag.number: return
+    if old[flag.number] not in (signal.default_int_handler, signal.SIG_IGN):  # it ends the process, or is the caller's own
+        sys.stderr.write(f'{flag.said}\n')
+        os.kill(os.getpid(), flag.number)
+    raise _stopped(flag.said)
 
+# %% ../../nbs/core/06_trainer.ipynb #07a93d59
 @contextmanager
 def locked(folder:RunFolder) -> Iterator:
     "Only one process trains in a folder; the lock of a killed one is gone with it."
@@ -251,6 +263,7 @@ def _loop(run:Run, stop, # stop.number is set when a signal came
         if run.ranks.any(bool(stop.number)):
             save(run)
             stop.number = stop.number or signal.SIGINT  # another process was told
+            stop.said = f'stopped after update {now.step} of {c.steps}, which is saved in {run.folder.path}; the same call goes on from there'
             return False
 
 # %% ../../nbs/core/06_trainer.ipynb #b7c0fc0c
@@ -270,6 +283,14 @@ def _write_record(run:Run, about:dict, metrics:dict) -> dict:
     return record
 
 # %% ../../nbs/core/06_trainer.ipynb #0aad9fcd
+def _trained(task:Task, folder:RunFolder):
+    "Put the weights of a finished run into the task, if the folder still has them."
+    state = folder.load(folder.checkpoint)
+    if state is None: return
+    with from_its_start(task, resumes=True):
+        task.model.load_state_dict(state['model'])
+        if 'task' in state: task.load_state_dict(state['task'])
+
 def fit(task:Task,
         config:Config,
         run_dir, # folder of this run; made if need be
@@ -280,12 +301,13 @@ def fit(task:Task,
         run_id:str='', # given by a driver, else the config's
         on_step:Callable|None=None, # called with (updates done, terms) after each update
        ) -> dict: # the record, also in record.json
-    "Train; go on where a killed run of the same config stopped; return the record of a finished one at once."
+    """Train the task from the weights that `fit` first found in it; go on where a killed run of the same config stopped; return the
+    record of a finished one at once, with its weights in the task. SIGINT and SIGTERM end it after the update, with a checkpoint."""
     folder, about = RunFolder(run_dir), {'log': log, 'experiment': experiment, 'scale': scale}
     if folder.record.exists():
         record = read_json(folder.record)
         check_same_config(config, record['config'], folder.path)
-        if not record['metrics'].get('diverged'): return record
+        if not record['metrics'].get('diverged'): _trained(task, folder); return record
         folder.record.unlink(missing_ok=True)  # tried again from the last good checkpoint
     device, record = pick_device(config.device), None
     with ExitStack() as stack:
@@ -293,6 +315,7 @@ def fit(task:Task,
         stack.enter_context(forked_rng())
         ranks = join_ranks(getattr(task, 'parallel', False), device)
         if ranks.main: stack.enter_context(locked(folder))
+        stack.enter_context(from_its_start(task, resumes=folder.checkpoint.exists()))
         run = Run(task, config, folder, device, ranks)
         restore(run)
         run.model.train()

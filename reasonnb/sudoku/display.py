@@ -6,6 +6,7 @@
 __all__ = ['BLANK', 'GIVEN', 'FILLED', 'WRONG', 'cell_kinds', 'Picture', 'show']
 
 # %% ../../nbs/sudoku/02_display.ipynb #30339bc2
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -41,7 +42,7 @@ def cell_kinds(
 
 # %% ../../nbs/sudoku/02_display.ipynb #10d426b0
 _CELL, _MARGIN, _GAP = 34, 3, 28                                      # pixels
-_BLUE, _RED = '#2b7de9', '#e5484d'                                    # both readable on white and on black
+_PAPER, _INK, _BLUE, _RED = '#ffffff', '#1c1c1c', '#1f6fd6', '#d3373d'
 _STYLE = {GIVEN: 'font-weight="700" fill="currentColor"',
           FILLED: f'font-style="italic" fill="{_BLUE}"',
           WRONG: f'font-weight="700" font-style="italic" fill="{_RED}"'}
@@ -121,13 +122,16 @@ class Picture:
     "Boards as a drawing and as text; a notebook shows the first, everything else the second."
     svg:str  # stand-alone SVG, also valid inside an HTML page
     text:str # the same boards in characters
+    notes:str='' # HTML: spans over the cells that have something to say
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        # HTML, not an image: only inside the page can the drawing take the page's text colour
-        return {'text/html': f'<div>{self.svg}</div>', 'text/plain': self.text}
+        # an image: of a drawing inside the page, a notebook that is not trusted yet leaves a line of digits
+        source = 'data:image/svg+xml;base64,' + base64.b64encode(self.svg.encode()).decode()
+        image = f'<img src="{source}" style="max-width:100%;height:auto;display:block" alt="sudoku boards">'
+        return {'text/html': f'<div style="position:relative;display:inline-block;max-width:100%">{image}{self.notes}</div>', 'text/plain': self.text}
     def __repr__(self) -> str: return self.text
 
-def _legend(kinds:set[int], x:float, y:float) -> str:
+def _legend(kinds:set[int], x:float, y:float) -> tuple[str, float]: # drawing, where it ends
     "Names of the kinds that occur, each beside a sample."
     out = []
     for kind, name in ((GIVEN, 'given'), (FILLED, 'filled in'), (WRONG, 'wrong')):
@@ -137,26 +141,43 @@ def _legend(kinds:set[int], x:float, y:float) -> str:
         out.append(f'<g transform="translate({x:g} {y:g}) scale(.62)">{sample}</g>'
                    f'<text x="{x + 28:g}" y="{y + 15:g}" font-size="13" text-anchor="start" fill="currentColor">{name}</text>')
         x += 48 + 6 * len(name)
-    return ''.join(out)
+    return ''.join(out), x - 10
 
 # %% ../../nbs/sudoku/02_display.ipynb #a4a99aa7
-def _svg(boards:list[tuple], box:Box, columns:int) -> str:
-    "Drawn boards in rows, one legend below; larger where there are candidates to read."
+def _places(boards:list[tuple], box:Box, columns:int) -> tuple[list[tuple[int, int]], int, int]: # upper left corners; width, height
+    "Where boards lie, with room for titles."
     side, head = box.N * _CELL, 24 if any(title for *_, title in boards) else 0
-    kinds = {int(k) for *b, _ in boards for k in cell_kinds(*b)[1]}
-    foot = 34 if kinds & {FILLED, WRONG} else 0
     down, across = -(-len(boards) // columns), min(len(boards), columns)
-    width = max(across * (side + _GAP) - _GAP, 210 if foot else 0) + 2 * _MARGIN
-    height = down * (side + head + _GAP) - _GAP + foot + 2 * _MARGIN
-    drawn = []
-    for i, board in enumerate(boards):
-        x, y = _MARGIN + i % columns * (side + _GAP), _MARGIN + head + i // columns * (side + head + _GAP)
-        drawn.append(f'<g transform="translate({x} {y})">{_draw(*board)}</g>')
-    if foot: drawn.append(_legend(kinds, _MARGIN, height - 24))
+    corners = [(_MARGIN + i % columns * (side + _GAP), _MARGIN + head + i // columns * (side + head + _GAP)) for i in range(len(boards))]
+    return corners, across * (side + _GAP) - _GAP + 2 * _MARGIN, down * (side + head + _GAP) - _GAP + 2 * _MARGIN
+
+def _svg(boards:list[tuple], box:Box, columns:int) -> tuple[str, str]: # drawing, notes
+    "Drawn boards in rows, one legend below; larger where there are candidates to read."
+    corners, width, height = _places(boards, box, columns)
+    kinds = {int(k) for *b, _ in boards for k in cell_kinds(*b)[1]}
+    drawn = [f'<g transform="translate({x} {y})">{_draw(*board)}</g>' for (x, y), board in zip(corners, boards)]
+    if kinds & {FILLED, WRONG}:
+        legend, end = _legend(kinds, _MARGIN, height + 10)
+        drawn.append(legend)
+        width, height = max(width, round(end)), height + 34
     zoom = 1 if all(candidates is None for _, _, _, candidates, *_ in boards) else 1.35
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width * zoom:g}" height="{height * zoom:g}"'
-            f' style="max-width:100%;height:auto" role="img" aria-label="{len(boards)} sudoku board{"s" * (len(boards) != 1)}"'
-            f' font-family="Helvetica, Arial, \'DejaVu Sans\', sans-serif" text-anchor="middle">{"".join(drawn)}</svg>')
+    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width * zoom:g}" height="{height * zoom:g}" color="{_INK}"'
+           f' style="max-width:100%;height:auto" role="img" aria-label="{len(boards)} sudoku board{"s" * (len(boards) != 1)}"'
+           f' font-family="Helvetica, Arial, \'DejaVu Sans\', sans-serif" text-anchor="middle">'
+           f'<path d="M0 0H{width}V{height}H0z" fill="{_PAPER}"/>{"".join(drawn)}</svg>')
+    return svg, ''.join(_note(x, y, width, height, cell, words) for (x, y), board in zip(corners, boards) for cell, words in _complaints(*board))
+
+def _note(x:float, y:float, width:float, height:float, cell:tuple[int, int], words:str) -> str:
+    "An empty span over a cell (column, row) of the board at (x, y), in shares of the picture."
+    left, top = (x + cell[0] * _CELL) / width, (y + cell[1] * _CELL) / height
+    place = f'left:{100 * left:.2f}%;top:{100 * top:.2f}%;width:{100 * _CELL / width:.2f}%;height:{100 * _CELL / height:.2f}%'
+    return f'<span title="{escape(words)}" style="position:absolute;{place}"></span>'
+
+def _complaints(puzzle, prediction, solution, candidates, box:Box, title:str) -> list[tuple]: # ((column, row), words)
+    "What is wrong with which cell."
+    shown, kinds = cell_kinds(puzzle, prediction, solution, candidates, box)
+    signs, right = to_line(shown, box), to_line(solution, box) if solution is not None else [''] * box.cells
+    return [((int(box.col[c]), int(box.row[c])), _complaint(c, box, signs[c], right[c])) for c in np.flatnonzero(kinds == WRONG)]
 
 def _text(boards:list[tuple], columns:int) -> str:
     "Written boards in rows, one legend below."
@@ -194,4 +215,5 @@ def show(
     given = [_batch(x, what, (n, box.cells)) for x, what in ((puzzles, 'puzzles'), (predictions, 'predictions'), (solutions, 'solutions'))]
     left = _batch(None if candidates is None else candidates > 0, 'candidates', (n, box.cells, box.N))
     boards = list(zip(*given, left, [box] * n, titles))
-    return Picture(_svg(boards, box, columns), _text(boards, columns))
+    svg, notes = _svg(boards, box, columns)
+    return Picture(svg, _text(boards, columns), notes)

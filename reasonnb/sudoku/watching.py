@@ -6,7 +6,7 @@
 __all__ = ['GONE', 'ALIVE', 'STRUCK', 'ASIDE', 'Step', 'watch', 'Frame', 'frames', 'draw', 'Film']
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #2f2b9e09
-import json
+import base64, hashlib, json
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -150,14 +150,15 @@ def draw(ax:Axes, frame:Frame, box:Box, title:str=''):
     if title: ax.set_title(title, fontsize=8.5, loc='left')
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #1967b04b
-_CSS = ('.rn-film text{text-anchor:middle;dominant-baseline:central;fill:currentColor}.rn-film .m0{opacity:0}.rn-film .m1{opacity:.8}'
+_CSS = ('.rn-film{color:#1c1c1c;background:#fff;padding:8px 10px;border-radius:6px;display:inline-block;max-width:100%;box-sizing:border-box}.rn-film text{text-anchor:middle;dominant-baseline:central;fill:currentColor}.rn-film .m0{opacity:0}.rn-film .m1{opacity:.8}'
         f'.rn-film .m2{{fill:{_RED};text-decoration:line-through;animation:rn-fade 1.6s ease-in forwards}}.rn-film .m3{{fill:{_ORANGE};animation:rn-fade 1.6s ease-in forwards}}'
         '@keyframes rn-fade{to{opacity:.12}}.rn-film .big{font-size:21px}.rn-film rect{fill:none}'
         f'.rn-film .cg{{fill:currentColor;fill-opacity:.1}}.rn-film .cp{{fill:{_ORANGE};fill-opacity:.45}}.rn-film .cq{{fill:{_ORANGE};fill-opacity:.18}}'
         f'.rn-film .lost{{fill:{_RED};fill-opacity:.25}}.rn-film .ce{{fill:{_RED};fill-opacity:.6}}'
         f'.rn-film text.bf,.rn-film text.bq,.rn-film text.bp{{fill:{_BLUE}}}.rn-film text.bg{{font-weight:700}}.rn-film text.blost{{fill:{_RED}}}'
-        '.rn-film input{width:300px;vertical-align:middle}.rn-film button{width:3.6em;border:1px solid;border-radius:4px;padding:1px 4px;cursor:pointer}')
-_JS = ('(function(root,film,signs,speed){var N=signs.length,marks=root.querySelectorAll("text.mark"),cells=root.querySelectorAll("rect.cell"),big=root.querySelectorAll("text.big"),'
+        '.rn-film input{width:300px;max-width:60%;vertical-align:middle}.rn-film p{margin:4px 0 0;color:inherit}.rn-film small{opacity:.65}'
+        '.rn-film button{width:3.6em;border:1px solid;border-radius:4px;padding:1px 4px;cursor:pointer;background:#f2f2f2;color:inherit}')
+_JS = ('(function(root,live,film,signs,speed){root.classList.add("rn-live");root.innerHTML=live;var N=signs.length,marks=root.querySelectorAll("text.mark"),cells=root.querySelectorAll("rect.cell"),big=root.querySelectorAll("text.big"),'
        'slider=root.querySelector("input"),button=root.querySelector("button"),says=root.querySelector("p"),timer=null;'
        'function show(i){var f=film[i];for(var c=0;c!==cells.length;c++){var k=f[1][c],low=k.toLowerCase(),lost=k!==low,m=f[0].slice(c*N,c*N+N),one=m.split("1").length===2;'
        'cells[c].setAttribute("class","cell c"+low+(lost?" lost":""));big[c].textContent=one?signs[m.indexOf("1")]:"";big[c].setAttribute("class","big b"+(lost?"lost":low));'
@@ -166,7 +167,11 @@ _JS = ('(function(root,film,signs,speed){var N=signs.length,marks=root.querySele
        'function stop(){clearInterval(timer);timer=null;button.textContent="play"}'
        'slider.oninput=function(){stop();show(+slider.value)};'
        'button.onclick=function(){if(timer){stop();return}if(+slider.value===film.length-1){show(0)}button.textContent="stop";'
-       'timer=setInterval(function(){if(+slider.value===film.length-1){stop()}else{show(+slider.value+1)}},speed)};show(0)})')
+       'timer=setInterval(function(){if(+slider.value===film.length-1){stop()}else{show(+slider.value+1)}},speed)};'
+       'root.onkeydown=function(e){var by=e.key==="ArrowRight"?1:e.key==="ArrowLeft"?-1:0;if(!by){return}e.preventDefault();e.stopPropagation();stop();'
+       'show(Math.max(0,Math.min(film.length-1,+slider.value+by)))};show(0)})')
+
+_KEYS = 'data-lm-suppress-shortcuts="true"'  # JupyterLab leaves the keys to whatever has the focus and this mark
 
 @dataclass(frozen=True, repr=False)
 class Film:
@@ -179,30 +184,40 @@ class Film:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]: return {'text/html': self.html(), 'text/plain': repr(self)}
 
     def html(self) -> str:
-        "A drawing, a slider and a button, complete in themselves; no blank lines, markdown would stop there."
-        name = f'rn-film-{id(self):x}'
-        data = json.dumps([list(f) for f in self.pictures], separators=(',', ':')).replace('<', '\\u003c')
+        "A still that a script turns into a drawing with a slider and a button; no blank lines, markdown would stop there."
         signs = to_line(np.arange(self.box.cells) % self.box.N + 1, self.box)[:self.box.N]
-        return (f'<div class="rn-film" id="{name}"><style>{_CSS}</style>{_board(self.pictures[0], self.box, signs)}'
-                f'<div><button type="button">play</button> <input type="range" min="0" max="{len(self.pictures) - 1}" value="0" aria-label="move"></div>'
-                f'<p aria-live="polite">{escape(self.pictures[0].caption)}</p>'
-                f'<script>{_JS}(document.getElementById("{name}"),{data},{json.dumps(signs)},{round(1000 * self.seconds)});</script></div>')
+        still = self.pictures[len(self.pictures) // 2]
+        image = base64.b64encode(_board(still, self.box, signs, alone=True).encode()).decode()
+        live = (f'{_board(self.pictures[0], self.box, signs)}<div><button type="button" {_KEYS}>play</button> <input type="range" {_KEYS} min="0" '
+                f'max="{len(self.pictures) - 1}" value="0" aria-label="move"> <small>or arrow keys</small></div><p aria-live="polite"></p>')
+        told = ','.join(json.dumps(x, separators=(',', ':')).replace('<', '\\u003c') for x in (live, [list(f) for f in self.pictures], signs))
+        name = f'rn-film-{hashlib.sha256(told.encode()).hexdigest()[:10]}'  # of the content: running the cell again changes nothing
+        return (f'<div><style>{_CSS}</style><div class="rn-film" id="{name}">'
+                f'<img src="data:image/svg+xml;base64,{image}" style="max-width:100%" alt="a sudoku board with its candidates">'
+                f'<p>A still, move {len(self.pictures) // 2} of {len(self.pictures) - 1}: {escape(still.caption)} <b>Run this cell to play the film.</b></p></div>'
+                f'<script>{_JS}(document.querySelector("[id={name}]:not(.rn-live)"),{told},{round(1000 * self.seconds)});</script></div>')
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #4b927c9f
-def _board(frame:Frame, box:Box, signs:str) -> str:
-    "SVG of the first picture; a script changes classes and digits from there."
+def _board(frame:Frame, box:Box, signs:str,
+           alone:bool=False, # with paper and styles, to stand outside a film
+          ) -> str:
+    "SVG of a picture; in a film, a script changes classes and digits from there."
     size, N = 46, box.N
     w, h, cells, marks, big = size / box.cols, size / box.rows, [], [], []
     for cell, kind in enumerate(frame.kinds):
         x, y, mine = int(box.col[cell]) * size, int(box.row[cell]) * size, frame.marks[cell * N:(cell + 1) * N]
         one = mine.count(ALIVE) == 1
-        cells.append(f'<rect class="cell c{kind.lower()}" x="{x}" y="{y}" width="{size}" height="{size}"/>')
-        big.append(f'<text class="big b{kind.lower()}" x="{x + size / 2:g}" y="{y + size / 2:g}">{signs[mine.index(ALIVE)] if one else ""}</text>')
+        low, lost = kind.lower(), kind.isupper()
+        cells.append(f'<rect class="cell c{low}{" lost" * lost}" x="{x}" y="{y}" width="{size}" height="{size}"/>')
+        big.append(f'<text class="big b{"lost" if lost else low}" x="{x + size / 2:g}" y="{y + size / 2:g}">{signs[mine.index(ALIVE)] if one else ""}</text>')
         marks += [f'<text class="mark m{0 if one and mark == ALIVE else mark}" x="{x + (d % box.cols + .5) * w:g}" y="{y + (d // box.cols + .5) * h:g}">{signs[d]}</text>'
                   for d, mark in enumerate(mine)]
     def lines(thick): return ''.join([f'M0 {k * size}H{N * size}' for k in range(N + 1) if (k % box.rows == 0) == thick]
                                      + [f'M{k * size} 0V{N * size}' for k in range(N + 1) if (k % box.cols == 0) == thick])
-    return (f'<svg viewBox="-2 -2 {N * size + 4} {N * size + 4}" width="{N * size + 4}" style="max-width:100%;height:auto" font-family="Helvetica,Arial,sans-serif" '
-            f'font-size="{min(w, h) * .8:.3g}" role="img" aria-label="a sudoku board with its candidates">{"".join(cells)}'
+    full, named = N * size + 4, ' class="rn-film"' * alone
+    paper = f'<style>{_CSS}.rn-film .m2,.rn-film .m3{{animation:none}}</style><path d="M-2-2h{full}v{full}h-{full}z" fill="#fff"/>' if alone else ''
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 {full} {full}" width="{full}" style="max-width:100%;height:auto" '
+            f'font-family="Helvetica,Arial,sans-serif" font-size="{min(w, h) * .8:.3g}" role="img" aria-label="a sudoku board with its candidates">'
+            f'{paper}<g{named}>{"".join(cells)}'
             f'<path d="{lines(False)}" stroke="currentColor" opacity=".3" fill="none"/><path d="{lines(True)}" stroke="currentColor" stroke-width="2" fill="none"/>'
-            f'{"".join(marks)}{"".join(big)}</svg>')
+            f'{"".join(marks)}{"".join(big)}</g></svg>')
