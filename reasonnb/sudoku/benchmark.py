@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ..core.config import UserError, unknown
-from ..core.places import repository
+from ..core.places import expand, repository
 from ..core.records import environment, plain, read_json, write_json
 from ..core.statistics import wilson
 from .boards import make_splits
@@ -154,7 +154,7 @@ def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
           say:Callable=lambda text: None, # told how it goes
          ) -> dict: # the report, also in the file
     "Measure tier by tier, or go on with what was measured."
-    effort, path, known = effort or solver.effort(), Path(path) if path else report_path(solver), tiers_of(solver)
+    effort, path, known = effort or solver.effort(), expand(path) if path else report_path(solver), tiers_of(solver)
     for tier in tiers or ():
         if tier not in known: raise unknown('tier', tier, known)
     report = _opened(path, dict(checkpoint=solver.path.stem, sha256=solver.about['sha256'], n=n, singles=singles, seed=seed, effort=asdict(effort)), again)

@@ -58,7 +58,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
     config = LatticeConfig.from_dict(state['config'])
     box, train = Box(*config.box), make_splits(config)['train']
-    path = Path(path) if path else repository() / 'data' / 'checkpoints' / f'lattice-{box}.pt'
+    path = expand(path) if path else repository() / 'data' / 'checkpoints' / f'lattice-{box}.pt'
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save({'model': _weights(state, config), 'config': config.to_dict()}, buffer)
@@ -122,7 +122,7 @@ def load_solver(box:Box|None=None, # of the boards to solve; None: that of the c
         others = f"are some for {', '.join(map(str, shipped))}" if shipped else 'is none in data/checkpoints'
         if box not in shipped: raise UserError(f'no checkpoint for {box} boxes; there {others}')
         checkpoint = shipped[box]
-    state, about = _read_pair(Path(checkpoint))
+    state, about = _read_pair(expand(checkpoint))
     try:
         config = LatticeConfig.from_dict(state['config'])
         network = build_lattice(config)
@@ -130,7 +130,7 @@ def load_solver(box:Box|None=None, # of the boards to solve; None: that of the c
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
     if box and box != Box(*config.box): raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
-    return Solver(network.eval().to(pick_device(device)), config, about, Path(checkpoint))
+    return Solver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #f26d7bdd
 @dataclass(frozen=True)
