@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from .config import UserError
+from .places import expand
 
 # %% ../../nbs/core/05_records.ipynb #e869b3e4
 @contextmanager
@@ -83,7 +84,7 @@ def read_jsonl(path) -> list[dict]: # none if there is no file
 class RunFolder:
     "The files of one run; each is complete or absent, so the run may be killed at any moment."
     def __init__(self, path):
-        self.path = Path(path)
+        self.path = expand(path)
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise UserError(f"cannot make the run folder {path}: {e.strerror}") from e
         self.params, self.status, self.env, self.record = (self.path / f'{name}.json' for name in ('params', 'status', 'env', 'record'))

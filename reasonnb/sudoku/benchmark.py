@@ -17,15 +17,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.config import UserError, unknown
-from ..core.own import output
-from ..core.records import environment, plain, read_json, write_json
-from ..core.statistics import wilson
-from .boards import make_splits
-from .datasets import PuzzleSet, load
-from .reasoner import Effort, reason
-from .solver import prove
-from .solving import Solver
+from reasonnb.core.config import UserError, unknown
+<<<<<<< /tmp/tmpywoy9pmr/o
+from reasonnb.core.own import output
+||||||| /tmp/tmpywoy9pmr/b
+from reasonnb.core.places import repository
+=======
+from reasonnb.core.places import expand, repository
+>>>>>>> /tmp/tmpywoy9pmr/t
+from reasonnb.core.records import environment, plain, read_json, write_json
+from reasonnb.core.statistics import wilson
+from reasonnb.sudoku.boards import make_splits
+from reasonnb.sudoku.datasets import PuzzleSet, load
+from reasonnb.sudoku.reasoner import Effort, reason
+from reasonnb.sudoku.solver import prove
+from reasonnb.sudoku.solving import Solver
 
 # %% ../../nbs/sudoku/12_benchmark.ipynb #ebe751d9
 TIERS = ('easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'se_easy', 'se_medium', 'se_hard', 'se_diabolical', 'top95', 'top1465', 'clue17', 'se11', 'hardest375')
@@ -154,7 +160,7 @@ def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
           say:Callable=lambda text: None, # told how it goes
          ) -> dict: # the report, also in the file
     "Measure tier by tier, or go on with what was measured."
-    effort, path, known = effort or solver.effort(), Path(path) if path else report_path(solver), tiers_of(solver)
+    effort, path, known = effort or solver.effort(), expand(path) if path else report_path(solver), tiers_of(solver)
     for tier in tiers or ():
         if tier not in known: raise unknown('tier', tier, known)
     report = _opened(path, dict(checkpoint=solver.path.stem, sha256=solver.about['sha256'], n=n, singles=singles, seed=seed, effort=asdict(effort)), again)

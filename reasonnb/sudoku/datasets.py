@@ -230,7 +230,7 @@ def find(name:str, # as for `load`, not 'generated'
         return [need(f'sudoku_extreme/{part}.csv', f'{why}, or fetch {part}.csv from the data set {_HUB[0]} on the hub by hand')]
     if name in _KAGGLE: return [need(f'{name}/{_KAGGLE[name][0]}', f'download {_KAGGLE[name][1]} from kaggle.com (needs an account) and put the unpacked file there')]
     if re.search(r'[/\\]|\.\w+$', name):
-        if found := seek(name, [Path.cwd(), workspace(), *folders]): return [found]
+        if found := seek(os.path.expanduser(name), [Path.cwd(), workspace(), *folders]): return [found]
         raise UserError(f"no file {name}: looked in {', '.join(map(str, dict.fromkeys([Path.cwd(), workspace(), *folders])))}")
     raise unknown('data set', name, ['generated', 'public:clue17', 'sudoku_extreme:train', 'sudoku_extreme:test', *_KAGGLE, 'path/to/list.txt'])
 
