@@ -118,8 +118,9 @@ BROKEN = {'a merge': '<<<<<<< HEAD\n{"seed": 1}\n=======\n{"seed": 2}\n>>>>>>> m
 
 @pytest.mark.parametrize('content', BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize('side, mend', [('reference', 'restore it from git'), ('own', 'delete it and run that experiment again')])
-def test_a_broken_record_is_one_line_for_every_reader(root, content, side, mend):
+def test_a_broken_record_is_one_line_for_every_reader(root, monkeypatch, content, side, mend):
     populate()
+    monkeypatch.setattr('reasonnb.lab.sweeps.run_sweep', lambda runs, *_: {run: {'status': 'busy'} for run in runs})  # nothing is run here
     run = plan('start', 'laptop', 1)
     path = (reference(run) if side == 'reference' else run.folder)/'record.json'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -132,6 +133,8 @@ def test_a_broken_record_is_one_line_for_every_reader(root, content, side, mend)
         asked_for_another = words[:2] == ['show', 'fast']
         assert (found, err.count(line)) == (code, 0 if asked_for_another else 1), (words, err)
         assert out and err.count('not a readable record') == (not asked_for_another)
+    code, out, err = shell('run', 'start', '--scale', 'laptop', '--seed', '1')
+    assert (code, err.count(line), err.count('not a readable')) == (1, *[int(side == 'own')]*2)
 
 
 def test_adopt_is_the_way_to_the_reference(root):
