@@ -10,6 +10,7 @@ __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config
 import dataclasses, difflib, hashlib, json, math, shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -67,11 +68,16 @@ def _spoken(kind) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 # %% ../../nbs/core/00_config.ipynb #d48a9185
+@lru_cache(maxsize=None)
+def _kinds(cls:type) -> dict:
+    "The declared types of a class; worked out once, as a catalogue makes hundreds of configs."
+    return get_type_hints(cls)
+
 class Settings:
     "Base of config dataclasses: typed when made, changed by name, compared field by field."
 
     def __post_init__(self):
-        kinds = get_type_hints(type(self))
+        kinds = _kinds(type(self))
         for name, value in self._values().items():
             try: object.__setattr__(self, name, coerce(value, kinds[name]))
             except (TypeError, ValueError, OverflowError):
