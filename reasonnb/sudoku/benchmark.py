@@ -209,7 +209,7 @@ def agreement_table(report:dict) -> pd.DataFrame:
     return pd.DataFrame(report['agreement'])
 
 # %% ../../nbs/sudoku/12_benchmark.ipynb #42ca2222
-def figure(report:dict, title:str='') -> 'matplotlib.figure.Figure':
+def figure(report:dict, title:str=''): # a matplotlib figure
     "Solved share by tier with intervals, and beside it what a puzzle costs; in the style that is in force."
     import matplotlib.pyplot as plt
     rows = {tier: r for tier, r in report['tiers'].items() if r['n']}
