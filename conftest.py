@@ -1,10 +1,10 @@
 """What notebooks and tests need of pytest."""
 import pytest
 
-# Units of work by their cost, dearest first, so that the last ones to start are short and two workers end together.
-DEAR = ('sudoku/08e_dynamics', 'test_site', 'test_runs', 'test_sweeps', 'test_dynamics', 'test_equilibrium', 'test_trainer', 'test_solving',
-        'test_cli', 'test_parallel', 'beyond/01_lattice', '02_recurrence', '08_curricula', 'jobs/lattice', 'equilibrium/05_lessons', '03_block',
-        'lab/02_sweeps', 'sudoku/03_solver', 'sudoku/01_symmetry', 'sudoku/10d_solving', 'lab/01_runs', 'sudoku/12_benchmark')
+# Units of work by their cost, dearest first: the last ones to start are short, and two workers end together.
+DEAR = ('08e_dynamics', 'test_site', 'test_runs', 'test_sweeps', 'test_dynamics', 'test_equilibrium', 'test_trainer',
+        'test_solving', 'test_cli', 'test_parallel', '01_lattice', '02_recurrence', '08_curricula', 'jobs/lattice',
+        '05_lessons', '03_block', '02_sweeps', '03_solver', '01_symmetry', '10d_solving', '01_runs', '12_benchmark')
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def _cost(unit):
 def pytest_collection_modifyitems(items):
     """Dear units of work first, see `DEAR`; and cells get the execution count that nbval asks for.
 
-    nbval refuses a cell that has outputs but no execution count; nbdev_clean removes the counts and keeps the outputs."""
+    nbval refuses a cell that has outputs but no count, and nbdev_clean removes the counts and keeps the outputs."""
     items.sort(key=lambda item: _cost(_unit(item.nodeid)))
     for item in items:
         cell = getattr(item, "cell", None)

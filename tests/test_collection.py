@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def collect(folder, *what, seed='4711'):
     "The tests another process finds, with another order of sets and at another time of day."
-    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider', *what]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')} | {'PYTHONHASHSEED': seed}
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *what]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
+    environment |= {'PYTHONHASHSEED': seed, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}  # plugins add seconds, but no tests
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if '::' in line]
 
@@ -33,6 +34,7 @@ def test_another_process_finds_the_same_tests(request):
 
 @pytest.mark.parametrize('cases', ['[time.time_ns()]', 'set("abcdefghijklmnop")'])
 def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path, cases):
-    (tmp_path/'test_a.py').write_text(f'import time, pytest\n@pytest.mark.parametrize("x", {cases})\ndef test_x(x): pass\n')
+    cases = f'import time, pytest\n@pytest.mark.parametrize("x", {cases})\ndef test_x(x): pass\n'
+    (tmp_path/'test_a.py').write_text(cases)
     first, second = (collect(tmp_path, '--rootdir', '.', '-c', os.devnull, seed=seed) for seed in '12')
     assert first and not same(first, second, selected=False) and same(first, first, selected=False)
