@@ -1,6 +1,11 @@
 """What notebooks and tests need of pytest."""
 import pytest
 
+# Units of work by their cost, dearest first: the last ones to start are short, and two workers end together.
+DEAR = ('08e_dynamics', 'test_site', 'test_runs', 'test_sweeps', 'test_dynamics', 'test_equilibrium', 'test_trainer',
+        'test_solving', 'test_cli', 'test_parallel', '01_lattice', '02_recurrence', '08_curricula', 'jobs/lattice',
+        '05_lessons', '03_block', '02_sweeps', '03_solver', '01_symmetry', '10d_solving', '01_runs', '12_benchmark')
+
 
 @pytest.fixture
 def one_thread():
@@ -12,9 +17,31 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def _cost(unit):
+    return next((place for place, name in enumerate(DEAR) if name in unit), len(DEAR))
+
+
 def pytest_collection_modifyitems(items):
-    "nbval refuses a cell that has outputs but no execution count; nbdev_clean removes the counts and keeps the outputs."
+    """Dear units of work first, see `DEAR`; and cells get the execution count that nbval asks for.
+
+    nbval refuses a cell that has outputs but no count, and nbdev_clean removes the counts and keeps the outputs."""
+    items.sort(key=lambda item: _cost(_unit(item.nodeid)))
     for item in items:
         cell = getattr(item, "cell", None)
         if cell is not None and cell.get("outputs") and cell.get("execution_count") is None:
             cell["execution_count"] = 1
+
+
+def _unit(nodeid):
+    "What one worker runs in one go: a file, but of the library's notebooks each by itself."
+    return nodeid if nodeid.startswith('tests/test_notebooks.py::test_notebook[') else nodeid.split('::', 1)[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getoption('dist') != 'loadfile': return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByUnit(LoadFileScheduling):
+        def _split_scope(self, nodeid): return _unit(nodeid)
+    return ByUnit(config, log)

@@ -24,7 +24,7 @@ def sides(kind:str, batch:int, network:dict) -> dict: # name -> call
     model = EnergyTransformer(attention=kind, **network)
     u = model.drive(torch.rand(batch, *model.patches.image)).detach()
     h = torch.randn_like(u)
-    memories, width, tokens = model.parts[-1], u.shape[2], u.shape[1]
+    memories, tokens = model.parts[-1], u.shape[1]
     hidden = torch.randn(batch, tokens, memories.weight.shape[0])
     if kind != 'none':
         ask = model.parts[0]

@@ -92,6 +92,15 @@ def log_of(slug:str) -> str:
     return next((logs[name] for name in reversed(chain(slug)) if name in logs), system_of(slug).logs[0])
 
 # %% ../../nbs/lab/00_catalogue.ipynb #52ae4569
+@lru_cache(maxsize=None)
+def _fields(system:System, slug:str, scale:str) -> dict: # a config's fields; not to be changed
+    "What an experiment sets at a scale; the ledger asks for the same ones hundreds of times."
+    fields = dict(system.scales[scale])
+    for name in chain(slug):
+        experiment = experiments()[name][1]
+        fields |= experiment.change | experiment.at.get(scale, {})
+    return fields
+
 def resolve(slug:str, # of an experiment
             scale:str='smoke', # 'smoke', 'laptop', 'h200' or 'log'
             **overrides, # fields to change last, as objects or as text
@@ -99,18 +108,14 @@ def resolve(slug:str, # of an experiment
     "The settings of an experiment: defaults <- scale <- changes from the root to `slug`, each with its extra at this scale <- overrides."
     system = system_of(slug)
     if scale not in system.scales: raise unknown('scale', scale, system.scales)
-    fields = dict(system.scales[scale])
-    for name in chain(slug):
-        experiment = experiments()[name][1]
-        fields |= experiment.change | experiment.at.get(scale, {})
-    return system.config.from_dict(fields | overrides)
+    return system.config.from_dict(_fields(system, slug, scale) | overrides)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #2d63d43b
 @lru_cache
-def _firsts(system:System, scale:str) -> dict[str, str]: # id of a config -> the first slug that has it
-    found = {}
+def _firsts(system:System, scale:str) -> dict[str, str]: # slug -> the first slug with the same settings
+    found, firsts = {}, {}
     for experiment in system.experiments:
-        try: found.setdefault(resolve(experiment.slug, scale).id, experiment.slug)
+        try: found[experiment.slug] = firsts.setdefault(resolve(experiment.slug, scale).id, experiment.slug)
         except UserError: continue  # another experiment's trouble is not this one's
     return found
 
@@ -118,7 +123,9 @@ def canonical(slug:str, # of an experiment
               scale:str='smoke',
              ) -> str: # a slug of the same system
     "The first experiment with the same settings: two slugs with one config are one experiment."
-    return _firsts(system_of(slug), scale).get(resolve(slug, scale).id, slug)
+    firsts = _firsts(system_of(slug), scale)
+    if slug not in firsts: resolve(slug, scale)  # says what is wrong with it
+    return firsts[slug]
 
 # %% ../../nbs/lab/00_catalogue.ipynb #21124de2
 def missing(log:str|None=None, # one log, or None for all

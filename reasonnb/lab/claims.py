@@ -237,14 +237,16 @@ def _entry(claim:dict, records:pd.DataFrame, scale:str) -> dict:
 def ledger(records:pd.DataFrame|None=None, # from `load_records`; None: those it gives unless told
            scale:str='laptop', # claims compare runs of one scale only
            log:str|None=None, # only this log
+           ids:set[str]|None=None, # only these claims; None: all
           ) -> pd.DataFrame: # columns `LEDGER_COLUMNS`, in the order of `orderings.csv`
     "Judge every claim of the logs by our runs at one scale."
     scales = dict.fromkeys(scale for system in catalogue.systems() for scale in system.scales)
     if scale not in scales: raise unknown('scale', scale, scales)
     records = load_records() if records is None else records
     records = as_catalogued(records[records['scale'] == scale])
-    rows = [_entry(claim, records, scale) for claim in orderings(log).to_dict('records')]
-    return pd.DataFrame(rows)[list(LEDGER_COLUMNS)]
+    records = records.loc[:, ~records.columns.str.startswith('config.')]  # compared already; each is copied with every side
+    rows = [_entry(claim, records, scale) for claim in orderings(log).to_dict('records') if ids is None or claim['claim_id'] in ids]
+    return pd.DataFrame(rows, columns=list(LEDGER_COLUMNS))
 
 # %% ../../nbs/lab/04_claims.ipynb #c12c91bd
 def counts(ledger:pd.DataFrame, # from `ledger`

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.statistics import Interval, difference, interval
 from ..core.trainer import fit
 from . import catalogue
-from .claims import ledger
+from .claims import ledger, orderings
 from .results import as_catalogued, log_values, runs_of, samples
 
 # %% ../../nbs/lab/05d_narrative.ipynb #bb5e2ab3
@@ -38,16 +38,16 @@ def verdicts(*slugs:str, # experiments a claim is about, on its left or right
              records:pd.DataFrame|None=None, # from `load_records`; None: all of the project
              scale:str='laptop',
              judged:bool=False, # leave out the claims that could not be judged
-             log:str|None=None, # of this log only, which is faster
             ) -> pd.DataFrame: # claim, verdict, effect, the log's effect, seeds, metric, remark
     "The claims about some experiments and what became of them. A claim that compares with another section's experiment is left to that section."
-    rows = ledger(records, scale, log)
-    about = rows['left'].isin(slugs) & (rows['right'].isin(slugs) | ~rows['right'].isin(set(catalogue.sections()['slug'])))
-    if judged: about &= rows['verdict'] != 'not run'
+    claims = orderings()
+    about = claims['left'].isin(slugs) & (claims['right'].isin(slugs) | ~claims['right'].isin(set(catalogue.sections()['slug'])))
+    rows = ledger(records, scale, ids=set(claims.loc[about, 'claim_id']))
+    if judged: rows = rows[rows['verdict'] != 'not run']
     return pd.DataFrame([{'claim': row.statement, 'verdict': row.verdict, 'effect (95 % interval)': in_words(row),
                           'log': '–' if pd.isna(row.log_value) else f'{row.log_value:+.3f}',
                           'seeds': f'{row.n_left} and {row.n_right}' if row.n_right else f'{row.n_left}',
-                          'metric': row.metric, 'remark': row.reason} for row in rows[about].itertuples()],
+                          'metric': row.metric, 'remark': row.reason} for row in rows.itertuples()],
                         columns=['claim', 'verdict', 'effect (95 % interval)', 'log', 'seeds', 'metric', 'remark'])
 
 # %% ../../nbs/lab/05d_narrative.ipynb #afdc2db0

@@ -95,7 +95,7 @@ def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str
     names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(orderings()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
     twins = [slug for slug in catalogue.experiments() if scale in catalogue.system_of(slug).scales and catalogue.canonical(slug, scale) in slugs]
-    mine, theirs = (verdicts(*twins, records=records, scale=scale, log=log) for records in (own, reference))
+    mine, theirs = (verdicts(*twins, records=records, scale=scale) for records in (own, reference))
     found = mine.assign(reference=theirs['verdict'].values)
     return found[found['verdict'] != 'not run'][names]
 

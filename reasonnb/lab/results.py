@@ -88,10 +88,11 @@ def runs_of(records:pd.DataFrame, # from `load_records`, or from `as_catalogued`
            ) -> pd.DataFrame: # one row per seed, ordered by seed
     "The runs of `slug` at `scale` as catalogued, twins included; of two runs with one seed the newer counts. UserError for an unknown slug."
     name = catalogue.canonical(slug, scale)
-    runs = records[records['scale'] == scale]
-    if 'changes' not in runs: runs = as_catalogued(runs)
-    runs = runs[(runs['canonical'] == name) & (runs['changes'] == '')].sort_values('finished', kind='stable')
-    return runs.drop_duplicates('seed', keep='last').sort_values('seed', kind='stable')
+    if 'changes' not in records: records = as_catalogued(records[records['scale'] == scale])
+    alike = records['scale'].eq(scale) & records['canonical'].eq(name) & records['changes'].eq('')
+    keys = records.loc[alike, ['finished', 'seed']].assign(row=np.flatnonzero(alike)).sort_values('finished', kind='stable')
+    newest = dict(zip(keys['seed'], keys['row']))
+    return records.iloc[[newest[seed] for seed in sorted(newest)]]  # taken once: a record has a hundred columns
 
 def headline(record:dict, # one record
             ) -> str: # a metric of the record
@@ -166,7 +167,9 @@ def _log_values(path:str, changed:float) -> tuple: # as `_printed`
     frame['value'] = np.where(counts, numbers/frame['of'], numbers)
     frame.loc[counts, 'metric'] = 'puzzle_accuracy'
     frame = frame[(frame['at'] != 'config') & frame['value'].notna()]
-    return frame, {key: list(rows.itertuples()) for key, rows in frame.groupby(['slug', 'metric'], sort=False)}
+    rows = {}
+    for row in frame.itertuples(): rows.setdefault((row.slug, row.metric), []).append(row)
+    return frame, rows
 
 def _printed() -> tuple: # (the table; its rows by slug and metric)
     path = shipped('data/logs/reported.csv')

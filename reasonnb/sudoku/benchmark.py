@@ -17,21 +17,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reasonnb.core.config import UserError, unknown
-<<<<<<< /tmp/tmpywoy9pmr/o
-from reasonnb.core.own import output
-||||||| /tmp/tmpywoy9pmr/b
-from reasonnb.core.places import repository
-=======
-from reasonnb.core.places import expand, repository
->>>>>>> /tmp/tmpywoy9pmr/t
-from reasonnb.core.records import environment, plain, read_json, write_json
-from reasonnb.core.statistics import wilson
-from reasonnb.sudoku.boards import make_splits
-from reasonnb.sudoku.datasets import PuzzleSet, load
-from reasonnb.sudoku.reasoner import Effort, reason
-from reasonnb.sudoku.solver import prove
-from reasonnb.sudoku.solving import Solver
+from ..core.config import UserError, unknown
+from ..core.own import output
+from ..core.places import expand
+from ..core.records import environment, plain, read_json, write_json
+from ..core.statistics import wilson
+from .boards import make_splits
+from .datasets import PuzzleSet, load
+from .reasoner import Effort, reason
+from .solver import prove
+from .solving import Solver
 
 # %% ../../nbs/sudoku/12_benchmark.ipynb #ebe751d9
 TIERS = ('easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'se_easy', 'se_medium', 'se_hard', 'se_diabolical', 'top95', 'top1465', 'clue17', 'se11', 'hardest375')
@@ -215,7 +210,7 @@ def agreement_table(report:dict) -> pd.DataFrame:
     return pd.DataFrame(report['agreement'])
 
 # %% ../../nbs/sudoku/12_benchmark.ipynb #42ca2222
-def figure(report:dict, title:str='') -> 'matplotlib.figure.Figure':
+def figure(report:dict, title:str=''): # a matplotlib figure
     "Solved share by tier with intervals, and beside it what a puzzle costs; in the style that is in force."
     import matplotlib.pyplot as plt
     rows = {tier: r for tier, r in report['tiers'].items() if r['n']}

@@ -55,10 +55,10 @@ def evaluate(model:Looped, # left in the mode it was in
     rights, changes, losses, sizes, adds_up = [], [], [], [], getattr(model, 'answer', 'head') != 'head'
     for puzzle, solution in zip(puzzles.split(batch_size), solutions.split(batch_size)):
         puzzle, target = puzzle.to(device), solution.to(device).long() - 1
-        right, change, loss, size, blank, before, state = [], [], [], [], puzzle == 0, torch.full_like(target, -1), model.start(puzzle)
+        right, change, loss, size, blank, answer, state = [], [], [], [], puzzle == 0, torch.full_like(target, -1), model.start(puzzle)
         for step in range(1, max(iterations) + 1):
             logits, state = model.step(state)
-            answer, before = logits.argmax(-1), before if step == 1 else answer
+            before, answer = answer, logits.argmax(-1)
             if step not in iterations: continue
             right.append(((answer == target) & blank).sum(-1))
             change.append(((answer != before) & blank).any(-1))

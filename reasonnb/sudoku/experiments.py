@@ -14,7 +14,7 @@ import torch
 from ..core.config import Experiment, System
 from .claims import CLAIMS
 from .config import ALL, SCALES, SudokuConfig
-from .memory import GIB, check_memory, predict_memory
+from .memory import GIB, check_memory, footprint
 from .tasks import SudokuTask, build_task
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #51fb3dec
@@ -203,13 +203,15 @@ def build(config:SudokuConfig) -> SudokuTask:
     return build_task(config)
 
 @lru_cache
-def _needed(batch_size:int) -> float: # GiB
-    "A step of the log's network at that batch."
-    return predict_memory(SudokuConfig(batch_size=batch_size, precision='bfloat16', carry='add', once=('puzzle',))).total / GIB
+def _needed() -> tuple[float, ...]: # GiB
+    "A step of the log's network with 4,096 boards and with 8,192."
+    measured = footprint(SudokuConfig(precision='bfloat16', carry='add', once=('puzzle',)))
+    return tuple(measured.memory(boards, 1).total / GIB for boards in (4096, 8192))
 
 def out_of_memory(ours, theirs):
     "Claim st_bs8192_oom: GiB that 8,192 boards need, against the log's GPU; none if 4,096 do not fit either."
-    return [_needed(8192) if _needed(4096) < 139.8 else 0.] * len(ours), 139.8
+    half, whole = _needed()
+    return [whole if half < 139.8 else 0.] * len(ours), 139.8
 
 SYSTEM = System(name='sudoku', logs=('sudoku_transformer', 'sudoku_energy'), config=SudokuConfig, scales=SCALES, experiments=EXPERIMENTS,
                 build=build, job='jobs/sudoku.ipynb', claims=CLAIMS | {'st_bs8192_oom': out_of_memory})

@@ -38,7 +38,7 @@ def saved_bytes(loss:Callable[[], Tensor], # the forward pass
     def pack(tensor):
         boxes.add(box := _Kept(tensor.detach()))  # a result that knows its graph would keep it alive
         return box
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor): held = loss()  # the name holds the graph
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor): held = loss()  # noqa: F841, the name holds the graph
     storages = {s.data_ptr(): s.nbytes() for s in (box.tensor.untyped_storage() for box in boxes)}
     return sum(size for pointer, size in storages.items() if pointer not in own)
 

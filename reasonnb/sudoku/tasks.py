@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import UserError
 from ..core.gradients import Batch
 from .board import Box
 from .boards import Boards
 from .config import SudokuConfig
 from .evaluation import Evaluation, evaluate, failure_metrics, flat_metrics
-from .looped import Looped, LoopedTransformer, State, forward_flop, looped_loss
+from .looped import Looped, LoopedTransformer, forward_flop, looped_loss
 from .nested import NestedNetwork
 
 # %% ../../nbs/sudoku/08c_tasks.ipynb #593696f3

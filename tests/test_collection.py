@@ -1,0 +1,40 @@
+"Every process finds the same tests in the same order: two workers that differ end the whole run with an error."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def collect(folder, *what, seed='4711'):
+    "The tests another process finds, with another order of sets and at another time of day."
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *what]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
+    environment |= {'PYTHONHASHSEED': seed, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}  # plugins add seconds, but no tests
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if '::' in line]
+
+
+def same(mine, theirs, selected):
+    "`selected`: of a file's tests, only some were asked for here."
+    files = {name.split('::')[0] for name in mine}
+    return mine == [name for name in theirs if (name in mine if selected else name.split('::')[0] in files)]
+
+
+def test_another_process_finds_the_same_tests(request):
+    option = request.config.option
+    mine = [item.nodeid for item in request.session.items if item.nodeid.startswith('tests/')]
+    selected = bool(option.keyword or option.markexpr or any('::' in str(arg) for arg in request.config.args))
+    theirs = collect(ROOT, *sorted({name.split('::')[0] for name in mine}))
+    assert same(mine, theirs, selected)
+
+
+@pytest.mark.parametrize('cases', ['[time.time_ns()]', 'set("abcdefghijklmnop")'])
+def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path, cases):
+    cases = f'import time, pytest\n@pytest.mark.parametrize("x", {cases})\ndef test_x(x): pass\n'
+    (tmp_path/'test_a.py').write_text(cases)
+    first, second = (collect(tmp_path, '--rootdir', '.', '-c', os.devnull, seed=seed) for seed in '12')
+    assert first and not same(first, second, selected=False) and same(first, first, selected=False)
