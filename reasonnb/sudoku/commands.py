@@ -91,13 +91,13 @@ class _Told:
         if found.box not in self.shapes: _say(f'{found.box.N}x{found.box.N} boards are taken to have {rows}x{cols} boxes, {rows} high and {cols} wide; --box {cols}x{rows} for the other kind')
         self.shapes.add(found.box)
         self.boards += 1
-        self.elsewhere += found.verdict != 'solved' and fits(found.puzzle, Box(cols, rows))
+        self.elsewhere += not fits(found.puzzle, found.box) and fits(found.puzzle, Box(cols, rows))
 
     def end(self, source):
         "What can be said when all is read."
         for box in self.shapes if self.elsewhere else ():
-            _say(f'{source.name or "arguments"}: under {box.cols}x{box.rows} boxes {self.elsewhere} of {self.boards} puzzles that were not solved '
-                 f'{"has" if self.elsewhere == 1 else "have"} one solution: --box {box.cols}x{box.rows}')
+            _say(f'{source.name or "arguments"}: {self.elsewhere} of {self.boards} puzzles of {box.N}x{box.N} cells have none or several solutions with {box} boxes, '
+                 f'and one with {box.cols}x{box.rows} boxes: --box {box.cols}x{box.rows}')
         if source.reader.prose: _say(f'{source.name}: {source.reader.prose} {"line holds" if source.reader.prose == 1 else "lines hold"} no board, the first is {source.reader.first_prose}')
         self.elsewhere = self.boards = 0
 
