@@ -1,5 +1,5 @@
 "What people write boards as, written here and read back: every form, mixtures, other encodings, damage, and rubbish."
-import gzip, json, re
+import gzip, json, re, warnings
 
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from reasonnb.lab.cli import app
 from reasonnb.sudoku.board import Box, to_line, to_text
+from reasonnb.sudoku.datasets import load
 from reasonnb.sudoku.generator import random_grids
 from reasonnb.sudoku.reading import Reader, fault_of, read_stream, read_text
 from reasonnb.sudoku.streams import whole_lines
@@ -14,7 +15,7 @@ from reasonnb.sudoku.streams import whole_lines
 BOXES = {4: Box(2, 2), 6: Box(2, 3), 9: Box(3, 3), 16: Box(4, 4)}
 GRIDS = {side: random_grids(12, box, seed=2) for side, box in BOXES.items()}
 SIDES = list(BOXES)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 
 
 def boards(side, seed, n=2, share=.6):
@@ -82,7 +83,7 @@ def read(data, sides=SIDES, size=1 << 16):
 
 
 @pytest.mark.parametrize('name', FORMS)
-@quick
+@settings(max_examples=8, deadline=None)
 @given(side=st.sampled_from(SIDES), seed=st.integers(0, 10**6))
 def test_every_form_is_read_back(name, side, seed):
     if side not in ONLY.get(name, SIDES) or side == 16 and name in SMALL_ONLY: side = 9
@@ -211,6 +212,22 @@ def test_the_command_reads_them_and_says_the_shape(tmp_path):
     assert done.exit_code == 1 and 'are taken to have 2x3 boxes' in done.stderr and 'and one with 3x2 boxes: --box 3x2' in done.stderr
     for box, message in (('4x4', 'there are solvers for 2x3, 3x3 boxes'), ('3', 'say rows x columns')):
         assert shell(hole, '--box', box).exit_code == 2 and message in shell(hole, '--box', box).stderr
+
+
+def test_a_set_is_made_of_any_form(tmp_path):
+    puzzles = [np.where(np.arange(81) % 10 == 4, 0, g) for g in GRIDS[9][:6]]
+    for name in ('rows', 'title', 'frame', 'commas', 'table', 'star', 'tag', 'nested'):
+        file = tmp_path / f'{name}.txt'
+        file.write_text('\n\n\n'.join(FORMS[name](g) for g in puzzles[:3]) + '\n\n\n' + '\n'.join(map(line, puzzles[3:])))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # the titles
+            found = load(str(file), data=tmp_path)
+        assert [line(p) for p in found.puzzles] == [line(p) for p in puzzles] and (found.solutions == GRIDS[9][:6]).all(), name
+    file = tmp_path / 'hex.txt'
+    full = to_line(GRIDS[16][0], BOXES[16]).translate(str.maketrans('123456789ABCDEFG', '0123456789ABCDEF'))
+    file.write_text('.' + full[1:])
+    with pytest.warns(UserWarning, match='board with digits 0-F'): found = load(str(file), BOXES[16], data=tmp_path)
+    assert (found.solutions == GRIDS[16][:1]).all() and (found.puzzles[0] == 0).sum() == 1
 
 
 def test_what_is_no_list_is_one_line(tmp_path):

@@ -45,7 +45,7 @@ def reading_of(text:str, # a line
                sides:Sequence[int], # of the boards that are looked for
               ) -> Reading|None: # None: it holds no board
     "The board that a line of single cells is: all of them separated, or in groups of one length."
-    for way in _ORDER:
+    for way in _ORDER[:-4]: # a place between bars is a cell of a row
         cells = ways.get(way, ())
         side = next((s for s in sides if s * s == len(cells)), None)
         if not side: continue

@@ -141,7 +141,7 @@ def _other_rows(found:list[Found], layout:Layout|None, box:Box, report:Report, f
     "The rows that the reader found; faults and remarks go to the report."
     good = []
     for one in found:
-        fault = fault_of(one).partition(': ')[2] if one.first == one.last else fault_of(one)
+        fault = one.fault and (one.fault if one.first == one.last else fault_of(one))
         if not fault and layout and layout.answer is not None and one.answer is None: fault = one.no_answer or 'there is no answer beside the puzzle'
         if fault: report.add('malformed line', file, [one.first], [fault], [one.text])
         else: good.append(one)

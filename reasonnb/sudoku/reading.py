@@ -76,7 +76,7 @@ def boards_of(value, # texts, numbers, lists and dicts of them
         if flat is None: pass
         elif len(flat) in [s * s for s in sides] and all(len(c) < 2 or c.isdecimal() for c in flat) and max(map(len, flat)) < 10:
             return (yield from _found(digits_of(flat, int(len(flat) ** .5)), str(value)))
-        elif all(isinstance(v, str) for v in value) and max(map(len, flat)) < min(s * s for s in sides):
+        elif all(isinstance(v, str) for v in value) and (len(value) in sides and set(map(len, flat)) == {len(value)} or max(map(len, flat)) < min(s * s for s in sides)):
             return (yield from read_text('\n'.join(value), sides))
         elif len(flat) > 8 and not any(isinstance(v, str) for v in value):
             return (yield Found(1, 1, None, f'{len(flat)} cells; a board has {_sizes(sides)}', text=str(value)[:100]))
@@ -151,14 +151,14 @@ class _Documents(_Feed):
     def _line(self, number:int, text:str):
         bare = text.strip()
         if self._document: return self._more(number, text)
-        if not bare: return self._keep(self._drawing.gap(number, text))
-        if bare[0] == '#' and not self._is_row(bare): return
+        if not bare and text.count('\t') + 1 not in self.sides: return self._keep(self._drawing.gap(number, text)) # or a row of empty fields
+        if bare[:1] == '#' and not self._is_row(bare): return
         if layout := layout_of(text, not self.begun):
             self._keep(self._drawing.end())
             self.layout, self.begun = layout, True
             return
         self.begun = True
-        if bare[0] in '[{' and not _SECTION.fullmatch(bare): self._more(number, text)
+        if bare and bare[0] in '[{' and not _SECTION.fullmatch(bare): self._more(number, text)
         else: self._plain(number, text)
 
     def _is_row(self, bare:str) -> bool:

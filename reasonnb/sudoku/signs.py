@@ -142,9 +142,12 @@ def _plausible(cells:list[str]) -> bool:
     if len(kinds) == 1 and len(cells) > 1: return True # a row of blanks
     few = len(other) <= 1 + (plain > len(cells) / 2)
     if few and any(k.isdecimal() for k in kinds): return True
-    letters = ''.join(k for k in other if len(k) == 1 and k.isascii() and k.isalpha()) # of a large board
-    many = sum(kinds[k] for k in letters) + plain
-    return len(cells) > 9 and letters in (letters.upper(), letters.lower()) and many > .8 * len(cells) and plain >= len(cells) / 4
+    letters = ''.join(k for k in other if k in _LARGE) # digits of a large board, and one sign more for the blank
+    blank = [kinds[k] for k in other if k not in letters]
+    many = sum(kinds[k] for k in letters) + plain + sum(blank)
+    return len(cells) > 9 and len(blank) < 2 and letters in (letters.upper(), letters.lower()) and many > .8 * len(cells) and plain + sum(blank) >= len(cells) / 4
+
+_LARGE = set('ABCDEFGHIJKLMNOPabcdefghijklmnop')
 
 # %% ../../nbs/sudoku/04b_signs.ipynb #d2399959
 _FRAME = re.compile(r'[-=─━═_~+*|│┃║¦┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋╔╗╚╝╠╣╦╩╬╟╢╤╧╪╫╞╡╭╮╰╯╌╍╴╶.:\'`!#,\\/ \t]+')
