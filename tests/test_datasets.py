@@ -15,6 +15,7 @@ from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
 from reasonnb.sudoku.datasets import PuzzleSet, find, load, open_set, split_by_class
 from reasonnb.sudoku.formats import FAULTS, LAYOUTS, Report, convert, read_chunks
 from reasonnb.sudoku.generator import generate
+from reasonnb.sudoku.reading import Reader
 from reasonnb.sudoku.symmetry import grid_class, random_symmetry
 
 READ_BLOCKS = formats.read_blocks
@@ -91,23 +92,26 @@ def test_the_hash_is_that_of_the_boards(boards, tmp_path):
 
 
 DAMAGE = dict(short=lambda p, s, r: f'{p[:-1]},{s},{r}', long=lambda p, s, r: f'{p}.,{s},{r}', letter=lambda p, s, r: f'{p[:40]}x{p[41:]},{s},{r}',
-              no_answer=lambda p, s, r: p, extra=lambda p, s, r: f'{p},{s},{r},1', rating=lambda p, s, r: f'{p},{s},hard',
-              blank_answer=lambda p, s, r: f'{p},,{r}', binary=lambda p, s, r: '\x01\xff,', wide=lambda p, s, r: f'{p},{s},{"9" * 40}x')
+              no_answer=lambda p, s, r: p, blank_answer=lambda p, s, r: f'{p},,{r}', binary=lambda p, s, r: '\x01\xff,')
+UNRATED = dict(unrated=lambda p, s, r: f'{p},{s},', rating=lambda p, s, r: f'{p},{s},hard', wide=lambda p, s, r: f'{p},{s},{"9" * 40}x',
+               extra=lambda p, s, r: f'{p},{s},{r},1', fewer=lambda p, s, r: f'{p},{s}') # a faulty column beside it costs no board
 HARMLESS = dict(plain=lambda p, s, r: f'{p},{s},{r}', quoted=lambda p, s, r: f'"{p}","{s}",{r}', spaced=lambda p, s, r: f' {p} ,{s} , {r}',
-                signs=lambda p, s, r: f"{p.replace('.', '_')},{s},{r}.50", unrated=lambda p, s, r: f'{p},{s},')
+                signs=lambda p, s, r: f"{p.replace('.', '_')},{s},{r}.50", starred=lambda p, s, r: f"{p.replace('.', '*')},{s},{r}", comma=lambda p, s, r: f'{p},{s},"{r},50"')
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kinds=st.lists(st.sampled_from([*DAMAGE, *HARMLESS, 'empty', 'comment']), min_size=1, max_size=60),
+@given(kinds=st.lists(st.sampled_from([*DAMAGE, *HARMLESS, *UNRATED, 'empty', 'comment']), min_size=1, max_size=60),
        block=st.sampled_from([300, 1 << 22]), last_newline=st.booleans())
 def test_exactly_the_damaged_lines_are_reported(kinds, block, last_newline, boards, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, 'read_blocks', lambda path: READ_BLOCKS(path, block))
-    lines, damaged, good = ['question,answer,rating'], [], []
+    lines, damaged, good, rated, words = ['question,answer,rating'], [], [], [], 0
     for i, kind in enumerate(['plain', *kinds]):
-        make = DAMAGE.get(kind) or HARMLESS.get(kind) or (lambda p, s, r: '' if kind == 'empty' else '# remark, with commas')
+        make = (DAMAGE | HARMLESS | UNRATED).get(kind) or (lambda p, s, r: '' if kind == 'empty' else '# remark, with commas')
         lines.append(make(boards[0][i], boards[1][i], i % 7))
         if kind in DAMAGE: damaged.append(i + 2)
-        if kind in HARMLESS: good.append(i)
+        if kind in HARMLESS | UNRATED: good.append(i)
+        if kind in ('rating', 'wide'): words += 1
+        rated.append(kind in HARMLESS)
     path = tmp_path / 'list.csv'
     path.write_text('\n'.join(lines) + '\n' * last_newline)
     report = Report()
@@ -116,6 +120,8 @@ def test_exactly_the_damaged_lines_are_reported(kinds, block, last_newline, boar
     assert [line for c in chunks for line in to_lines(c.puzzles, NINE)] == [boards[0][i] for i in good]
     assert [line for c in chunks for line in to_lines(c.answers, NINE)] == [boards[1][i] for i in good]
     assert [line for c in chunks for line in c.lines] == [i + 2 for i in good]
+    assert [not np.isnan(r) for c in chunks for r in c.ratings] == [rated[i] for i in good]
+    assert report.notes.get('rating that is no number', 0) == words
     assert all(report.table().reason.str.len() > 10)
 
 
@@ -133,7 +139,7 @@ def test_each_fault_is_named_with_file_line_and_reason(boards, tmp_path):
     assert named[('one.csv', 4)] == ('wrong answer', 'the answer is not a full valid grid')
     assert named[('two.csv', 2)][0] == 'wrong answer' and 'changes the clue of cell' in named[('two.csv', 2)][1]
     assert named[('two.csv', 3)] == ('several solutions', 'at least 2 solutions')
-    assert named[('two.csv', 5)] == ('malformed line', '1 fields, the header has 2')
+    assert named[('two.csv', 5)] == ('malformed line', 'there is no answer beside the puzzle')
     assert len(named) == 5 and (report.rows, report.kept, report.faulty) == (7, 2, 5)
     assert to_lines(np.load(tmp_path / 'puzzles.npy'), NINE) == [p[0], p[2]] and sum(report.faults.values()) == 5
 
@@ -159,10 +165,12 @@ def test_uniqueness_is_proven_for_a_sample_of_a_long_list(boards, tmp_path):
     assert all_of_it.report.faults == {'several solutions': 1} and len(all_of_it) == 300 and all_of_it.report.examples[0]['line'] == 302
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'holds no puzzle'), (b'puzzle,solution\n', 'holds no puzzle'), (b'name,age\nann,7\n', 'neither a puzzle of 3x3 boxes nor a header'),
-    (b'PK\x03\x04\0\0\0\0' * 50, 'is no text file'), (gzip.compress(bytes(range(32, 127)) * 9)[:60], 'fetch it again'),
-    (b'1' + b'.' * 35, 'not one line is a board of 3x3 boxes')])
+NO_LISTS = {'empty': (b'', 'holds no puzzle'), 'header': (b'puzzle,solution\n', 'holds no puzzle'), 'people': (b'name,age\nann,7\n', "holds no puzzle of 3x3 boxes; 1 lines .* 'ann,7'"),
+            'zip': (b'PK\x03\x04\0\0\0\0' * 50, 'is no text file but a zip archive'), 'torn': (gzip.compress(bytes(range(32, 127)) * 9, mtime=0)[:60], 'fetch it again'),
+            'six': (b'1' + b'.' * 35, 'not one line is a board of 3x3 boxes')}
+
+
+@pytest.mark.parametrize('content, message', NO_LISTS.values(), ids=NO_LISTS) # ids: parameters must be the same in every process
 def test_what_is_no_list_is_said_in_one_line(content, message, tmp_path):
     (tmp_path / 'list.csv').write_bytes(content)
     with pytest.raises(UserError, match=message) as error: load(str(tmp_path / 'list.csv'), data=tmp_path)
@@ -405,7 +413,6 @@ def test_reading_is_fast(tmp_path):
     assert sum(len(c.puzzles) for c in read_chunks(tmp_path / 'big.csv', NINE, Report())) == 200_000
     by_block = time.process_time() - start
     start = time.process_time()
-    layout = formats.layout_of('puzzle,solution', NINE)
-    for _ in range(2000): formats._read_line(f'{line},{line}', layout, NINE)
+    Reader([9]).feed(enumerate(['puzzle,solution', *[f'{line},{line}'] * 2000], 1))
     by_line = (time.process_time() - start) * 100
     assert by_block < by_line / 4 # a ratio, because machines differ

@@ -8,71 +8,137 @@ __all__ = ['COMMANDS', 'solve', 'bench']
 # %% ../../nbs/sudoku/12a_commands.ipynb #6b785a2c
 import json as js
 import os, sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NamedTuple, Optional
 import typer
 from ..core.config import UserError
 
 # %% ../../nbs/sudoku/12a_commands.ipynb #c947ff5b
-def _is_board(word:str) -> bool:
-    "Does it look like a puzzle, right or wrong?"
-    return len(word) >= 16 and sum(c in '.0-_123456789' for c in word) >= .9 * len(word)
-
-def _arriving(file:int=0) -> Iterator[list[bytes]]: # lines
+def _arriving(file:int=0) -> Iterator[bytes]:
     "A stream in the portions in which it comes."
-    rest = b''
-    while new := os.read(file, 1 << 16):
-        if b'\0' in new: raise UserError('standard input is no text; give one puzzle a line')
-        *lines, rest = (rest + new).split(b'\n')
-        if lines: yield lines
-    if rest: yield [rest]
+    while True:
+        try: new = os.read(file, 1 << 16)
+        except OSError as e: raise UserError(f'standard input cannot be read: {e.strerror}') from None
+        if not new: return
+        yield new
 
-def _sources(arguments:list[str]) -> list[tuple[str, object]]: # name, portions of lines
-    "What each argument stands for; puzzles in a row are one list, called ''."
-    from reasonnb.sudoku.solving import lines_of
-    found = []
-    for word in arguments:
-        if word == '-': found.append(('standard input', _arriving()))
-        elif _is_board(word):
-            if found and found[-1][0] == '': found[-1][1][0].append(word.encode())
-            else: found.append(('', [[word.encode()]]))
-        elif Path(word).is_file():
-            try: open(word, 'rb').close()
-            except OSError as e: raise UserError(f'{word} cannot be read: {e.strerror}') from None
-            found.append((word, lines_of(word)))
-        elif Path(word).exists(): raise UserError(f'{word} is no file; name the files in it')
-        else: raise UserError(f'{word!r} is neither a file nor a puzzle; a puzzle is a line of 81 (9x9) or 36 (6x6) digits, . for a blank')
+def _words(words:list[str], first:int, sides) -> list: # boards and faults, numbered by argument
+    "The boards of arguments."
+    from reasonnb.sudoku.reading import Reader
+    reader = Reader(sides)
+    found = reader.feed((i, line) for i, word in enumerate(words, first) for line in word.splitlines() or [''])
+    found += reader.end()
+    if not reader.prose: return found
+    word = reader.first_prose.partition(': ')[2]
+    raise UserError(f'{word} is neither a file nor a puzzle; a puzzle is 81 (9x9) or 36 (6x6) cells, . for a blank')
+
+def _is_there(word:str) -> bool:
+    "Is it a file or a folder?"
+    try: return Path(word).exists()
+    except (OSError, ValueError): return False # too long for a name, or no name at all
+
+def _openable(path:str):
+    "Say at once what cannot be read."
+    if Path(path).is_dir(): raise UserError(f'{path} is a folder; name the files in it')
+    try: open(path, 'rb').close()
+    except OSError as e: raise UserError(f'{path} cannot be read: {e.strerror}') from None
+
+class _Source(NamedTuple):
+    "Something with boards in it."
+    name:str # '' for arguments
+    portions:Iterable # lists of boards and faults
+    reader:object # knows how much is no board
+
+def _sources(arguments:list[str], sides) -> list[_Source]:
+    "What each argument stands for, words in a row as one; all are looked at before the first is read."
+    from reasonnb.sudoku.reading import Reader, read_stream
+    from reasonnb.sudoku.streams import read_blocks, whole_lines
+    found, number = [], 0
+    for is_word, group in groupby(arguments, lambda word: word != '-' and not _is_there(word)):
+        group, number = list(group), number + 1
+        if is_word: found.append(_Source('', [_words(group, number, sides)], Reader(sides)))
+        for word in [] if is_word else group:
+            reader = Reader(sides)
+            if word != '-': _openable(word)
+            blocks = whole_lines(_arriving(), 'standard input') if word == '-' else (block for block, _ in read_blocks(word))
+            found.append(_Source('standard input' if word == '-' else word, read_stream(blocks, reader), reader))
+        number += len(group) - 1
     return found
 
 # %% ../../nbs/sudoku/12a_commands.ipynb #f0af2b39
 def _shown(name:str, line, found) -> dict:
     "A line of JSON."
     from reasonnb.sudoku.board import to_line
-    about = dict(file=name or None, line=line.number)
-    if found is None: return about | dict(puzzle=None, verdict='unreadable', answer=None, fault=line.fault)
-    answer = to_line(found.answer) if found.answer.any() else None
-    return about | dict(puzzle=to_line(found.puzzle), verdict=found.verdict, answer=answer, moves=found.moves, chains=found.chains, flop=found.flop,
-                        seconds=round(found.seconds, 6)) | (dict(fault=line.fault) if line.fault else {})
+    about = dict(file=name or None, line=line.first, last_line=line.last)
+    note = dict(note=line.note) if line.note else {}
+    if found is None: return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
+    answer = to_line(found.answer, found.box) if found.answer.any() else None
+    return about | dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), moves=found.moves, chains=found.chains,
+                        flop=found.flop, seconds=round(found.seconds, 6)) | (dict(fault=found.why) if found.why else {}) | note
 
-def _solve_all(sources, as_json:bool, checkpoint, options:dict) -> dict[str, int]: # verdict -> puzzles
+class _Told:
+    "Remarks on a source, each made once."
+    def __init__(self, box): self.box, self.shapes, self.elsewhere, self.boards = box, set(), 0, 0
+
+    def see(self, found):
+        "Note which boxes were taken, and whether others would have been better."
+        from reasonnb.sudoku.board import Box
+        from reasonnb.sudoku.solving import fits
+        rows, cols = found.box.rows, found.box.cols
+        if rows == cols or self.box and self.box.cells == found.box.cells: return
+        if found.box not in self.shapes: _say(f'{found.box.N}x{found.box.N} boards are taken to have {rows}x{cols} boxes, {rows} high and {cols} wide; --box {cols}x{rows} for the other kind')
+        self.shapes.add(found.box)
+        self.boards += 1
+        self.elsewhere += not fits(found.puzzle, found.box) and fits(found.puzzle, Box(cols, rows))
+
+    def end(self, source):
+        "What can be said when all is read."
+        for box in self.shapes if self.elsewhere else ():
+            _say(f'{source.name or "arguments"}: {self.elsewhere} of {self.boards} puzzles of {box.N}x{box.N} cells have none or several solutions with {box} boxes, '
+                 f'and one with {box.cols}x{box.rows} boxes: --box {box.cols}x{box.rows}')
+        if source.reader.prose: _say(f'{source.name}: {source.reader.prose} {"line holds" if source.reader.prose == 1 else "lines hold"} no board, the first is {source.reader.first_prose}')
+        self.elsewhere = self.boards = 0
+
+def _say(text:str): typer.echo(f'reasonnb: {text}', err=True)
+
+# %% ../../nbs/sudoku/12a_commands.ipynb #e1b0c001
+def _solve_all(arguments:list[str], as_json:bool, checkpoint, box, options:dict) -> dict[str, int]: # verdict -> puzzles
     "Print what is found, as it is found."
-    from reasonnb.sudoku.solving import checkpoints, load_solver, read_lines, solve_lines
-    boxes, counts = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints()), {}
+    from reasonnb.sudoku.solving import _SIDES, checkpoints, load_solver, solve_lines, solver_shape
+    boxes, counts, told = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints()), {}, _Told(box)
     if not boxes: load_solver()  # says what is missing
-    for name, portions in sources:
+    if box and not solver_shape(box, boxes): raise UserError(f"--box {box}: there are solvers for {', '.join(map(str, boxes))} boxes")
+    for source in _sources(arguments, _SIDES | {b.N for b in boxes}):
         before = sum(counts.values())
-        for line, found in solve_lines(read_lines(portions, boxes), checkpoint, **options):
+        for line, found in solve_lines(source.portions, checkpoint, box=box, **options):
             verdict = found.verdict if found else 'unreadable'
             counts[verdict] = counts.get(verdict, 0) + 1
-            if line.fault: typer.echo(f"reasonnb: {f'{name} line' if name else 'puzzle'} {line.number}: {line.fault}", err=True)
-            if as_json: typer.echo(js.dumps(_shown(name, line, found)))
+            if fault := found.why if found else line.fault: _say(f'{_place(source.name, line)}: {fault}')
+            if as_json: typer.echo(js.dumps(_shown(source.name, line, found)))
             elif found: typer.echo(str(found))
-        if sum(counts.values()) == before: typer.echo(f'reasonnb: {name} holds no puzzle', err=True)
+            if found: told.see(found)
+            if line.note == 'candidates': _say(f'{_place(source.name, line)}: cells with several candidates are taken as blanks')
+        if sum(counts.values()) == before: _say(f'{source.name} holds no puzzle')
+        told.end(source)
     return counts
 
+def _place(name:str, line) -> str:
+    "Where something stands, for a message."
+    what = name + ' line' if name else 'argument'
+    return f'{what} {line.first}' if line.first == line.last else f'{what}s {line.first}-{line.last}'
+
+def _box(text:str|None):
+    "Box of an option."
+    from reasonnb.sudoku.board import Box
+    if text is None: return None
+    try: return Box(*map(int, text.lower().split('x')))
+    except (ValueError, TypeError): raise UserError(f'--box {text}: say rows x columns of a box, e.g. 3x3') from None
+
 # %% ../../nbs/sudoku/12a_commands.ipynb #272df0bf
-def solve(puzzles:Annotated[list[str], typer.Argument(metavar='LINE|FILE|-', help='Puzzles, files of one a line (plain, CSV with a header, gzipped), - for standard input.')],
+def solve(puzzles:Annotated[list[str], typer.Argument(metavar='PUZZLE|FILE|-', help='Puzzles, or their rows; files of them (a puzzle a line, tables, drawings, documents; plain or gzipped); - for standard input.')],
+          box:Annotated[Optional[str], typer.Option(help='Box shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')]=None,
           chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
           agreement:Annotated[int, typer.Option(min=1, help='Answers that must coincide: 1 is fastest, 2 notices nearly all puzzles with several solutions.')]=2,
           seed:Annotated[int, typer.Option(help='Of guesses and symmetries.')]=0,
@@ -82,7 +148,8 @@ def solve(puzzles:Annotated[list[str], typer.Argument(metavar='LINE|FILE|-', hel
     """Solve Sudokus with the trained network; never with a wrong answer.
 
     Per puzzle a line: the board and a verdict. solved: keeps the rules and all givens.
-    several: one of several solutions. abstained: not found. impossible: the givens break the rules.
+    several: one of several solutions. abstained: not found. impossible: the givens break the rules,
+    or a bounded classical search, made before the network is asked, proves that there is no solution.
 
     Exit codes: 0 all solved, 1 not all, 2 a mistake in what was asked, 130 interrupted.
 
@@ -90,15 +157,22 @@ def solve(puzzles:Annotated[list[str], typer.Argument(metavar='LINE|FILE|-', hel
     reasonnb solve 4...3.......6..8..........1....5..9..8....6...7.2........1.27..5.3....4.9........
     reasonnb solve puzzles.txt > answers.txt
     zcat list.csv.gz | reasonnb solve - --json --chains 8
+    reasonnb solve drawn.sdk table.csv --box 3x2
+    reasonnb solve 53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79
     reasonnb solve -- -3--9-...    (a puzzle that begins with -)
     """
-    sources = _sources(puzzles)
-    if sum(name == 'standard input' for name, _ in sources) > 1: raise UserError('- is given twice; there is one standard input')
-    counts = _solve_all(sources, json, checkpoint, dict(chains=chains, agreement=agreement, seed=seed, device=device))
+    if puzzles.count('-') > 1: raise UserError('- is given twice; there is one standard input')
+    counts = _solve_all(puzzles, json, checkpoint, _box(box), dict(chains=chains, agreement=agreement, seed=seed, device=device))
     if sum(counts.values()) > 1: typer.echo(', '.join(f'{n:,} {verdict}' for verdict, n in counts.items()), err=True)
     if set(counts) != {'solved'}: raise typer.Exit(1)
 
 # %% ../../nbs/sudoku/12a_commands.ipynb #c1c2cca5
+def _no_list(path:Path):
+    "Say what to do with a list of puzzles where weights are wanted."
+    if not path.is_file(): return
+    with open(path, 'rb') as file: start = file.read(2)
+    if start != b'PK': raise UserError(f'{path} holds no weights; bench takes weights and measures them on public lists. Own lists are solved by: reasonnb solve {path}')
+
 def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, with their .json beside them; else the shipped ones for --box.')]=None,
           box:Annotated[str, typer.Option(help='Box shape of the shipped checkpoint.')]='3x3',
           n:Annotated[int, typer.Option('--n', min=1, help='Puzzles of each tier.')]=50,
@@ -123,11 +197,9 @@ def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, wit
     reasonnb bench --box 2x3 --n 2000
     """
     from reasonnb.sudoku import benchmark
-    from reasonnb.sudoku.board import Box
     from reasonnb.sudoku.solving import load_solver
-    try: shape = Box(*map(int, box.split('x')))
-    except (ValueError, TypeError): raise UserError(f'--box {box}: say rows x columns of a box, e.g. 3x3') from None
-    solver = load_solver(None if checkpoint else shape, checkpoint, device)
+    if checkpoint: _no_list(checkpoint)
+    solver = load_solver(None if checkpoint else _box(box), checkpoint, device)
     report = benchmark.bench(solver, 0 if everything else n, solver.effort(chains, seed=seed), tiers=tuple(tier or ()) or None, singles=singles, agreement=agreement,
                              seed=seed, path=out, again=again, say=lambda text: typer.echo(text, err=True))
     if json: return typer.echo(js.dumps(report))

@@ -256,7 +256,7 @@ def _code() -> str:
     return hashlib.sha256(b''.join(Path(inspect.getsourcefile(f)).read_bytes() for f in (generate, prove, Box))).hexdigest()
 
 # %% ../../nbs/sudoku/06_datasets.ipynb #7a3d4667
-_VERSION = 1 # of the converted form; raise it when conversion changes
+_VERSION = 2 # of the converted form; raise it when conversion changes
 
 def _fingerprint(path:Path) -> list:
     "Tells a changed file from an unchanged one without reading gigabytes: size, time, both ends."
@@ -292,5 +292,5 @@ def load(name:str='generated', # 'generated', 'generated:CLUES', 'public:LIST,LI
     key = hashlib.sha256(json.dumps([_VERSION, str(box), proofs, keep_bad, *map(_fingerprint, files)]).encode()).hexdigest()[:12]
     slug = re.sub(r'\W+', '-', name if name.partition(':')[0] in ('public', 'sudoku_extreme') or name in _KAGGLE else Path(name).stem).strip('-')[:40]
     found = open_set(cached(writable(data_folders(data)) / 'cache', f'{slug}-{key}', lambda part: seal(part, box, convert(files, part, box, proofs, keep_bad))), name)
-    if found.report.faulty: warnings.warn(str(found.report), stacklevel=2)
+    if found.report.faulty or found.report.notes: warnings.warn(str(found.report), stacklevel=2)
     return found if n is None else found.sample(n, seed)
