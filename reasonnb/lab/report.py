@@ -53,6 +53,7 @@ def beside_reference(rows:pd.DataFrame, # from `side_by_side`, rows with own run
     "The sweep's results in words, the reference after them."
     own = rows.assign(**{name: rows[f'own_{name}'] for name in ('mean', 'low', 'high', 'n', 'seconds')})
     shown, unit = present(own), ', %' if _is_share(rows['metric'].iloc[0]) else ''
+    if writes_reference(): return shown  # it is the reference
     there = [f'{_say(row.mean, row.metric)} ({_say(row.low, row.metric)} to {_say(row.high, row.metric)}), n {row.n}' if row.n else '–'
              for row in rows.itertuples()]
     shown.insert(list(shown).index('n') + 1, f'reference{unit}', there)
@@ -78,15 +79,19 @@ def picture(rows:pd.DataFrame, # as for `beside_reference`
         for place, (row, values) in enumerate(zip(rows.itertuples(), seeds)):
             ax.plot(values, [place - .2]*len(values), 'o', ms=3.4, mfc='none', mec=FAINT, mew=.9, zorder=2)
             _whisker(ax, place, row.own_mean, row.own_low, row.own_high, COLOURS[0])
-            if row.n: _whisker(ax, place + .24, row.mean, row.low, row.high, FAINT, 's')
+            if row.n and not writes_reference(): _whisker(ax, place + .24, row.mean, row.low, row.high, FAINT, 's')
             _log_mark(ax, row.log_value, place - .2)
         _rows(ax, [_named(row) for row in rows.itertuples()])
         means = [[_say(value, metric) for value in rows[name]] for name in ('own_mean', 'mean', 'log_value')]
+        whose, other = ('mean', '') if writes_reference() else ('yours', 'reference')
         unit = ', %' if _is_share(metric) else ''
-        for x, head, column in zip((48, 116, 164), (f'yours{unit}', f'reference{unit}', f'log{unit}'), means): _column(ax, x, head, column)
+        for x, head, column in zip((48, 116, 164), (whose, other, 'log'), means):
+            if head: _column(ax, x, head + unit, column)
         _axis(ax.xaxis, metric); ax.set_xlabel(f"{_name(metric)} at scale {rows['scale'].iloc[0]}")
         keys = [ax.plot([], [], 'o-', color=COLOURS[0], lw=2.4, mec='white')[0], ax.plot([], [], 's-', color=FAINT, lw=2.4, mec='white')[0], _log_mark(ax, float('nan'), 0)]
-        fig.legend(keys, ['yours, 95 % interval', 'the reference', 'the log, at its own scale'], loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
+        words = [f'{whose}, 95 % interval', 'the reference', 'the log, at its own scale']
+        shown = [i for i in range(3) if i != 1 or other]
+        fig.legend([keys[i] for i in shown], [words[i] for i in shown], loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
         return settled(fig)
 
 # %% ../../nbs/lab/05a_report.ipynb #4ed9b00f
