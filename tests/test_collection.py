@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,9 +30,12 @@ def test_another_process_finds_the_same_tests(request):
     assert same(mine, theirs, selected)
 
 
-@pytest.mark.parametrize('cases', ['[time.time_ns()]', 'set("abcdefghijklmnop")'])
-def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path, cases):
-    cases = f'import time, pytest\n@pytest.mark.parametrize("x", {cases})\ndef test_x(x): pass\n'
-    (tmp_path/'test_a.py').write_text(cases)
+def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path):
+    cases = dict(clock='[time.time_ns()]', order='set("abcdefghijklmnop")', fixed='"abc"')
+    case = "@pytest.mark.parametrize('x', {1})\ndef test_{0}(x): pass\n"
+    lines = [case.format(*both) for both in cases.items()]
+    (tmp_path/'test_a.py').write_text('import time, pytest\n' + '\n'.join(lines))
     first, second = (collect(tmp_path, '--rootdir', '.', '-c', os.devnull, seed=seed) for seed in '12')
-    assert first and not same(first, second, selected=False) and same(first, first, selected=False)
+    for name in cases:
+        one, other = ([found for found in names if f'test_{name}' in found] for names in (first, second))
+        assert one and same(one, other, selected=False) == (name == 'fixed')
