@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def collect(folder, *what, seed='4711'):
     "The tests another process finds, with another order of sets and at another time of day."
-    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *what]
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p',
+               'no:cacheprovider', *what]
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
     environment |= {'PYTHONHASHSEED': seed, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}  # plugins add seconds, but no tests
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
