@@ -4,14 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def collect(folder, *what, seed='4711'):
     "The tests another process finds, with another order of sets and at another time of day."
-    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *what]
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-o', 'addopts=', '-p',
+               'no:cacheprovider', *what]
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
     environment |= {'PYTHONHASHSEED': seed, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}  # plugins add seconds, but no tests
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -32,9 +31,12 @@ def test_another_process_finds_the_same_tests(request):
     assert same(mine, theirs, selected)
 
 
-@pytest.mark.parametrize('cases', ['[time.time_ns()]', 'set("abcdefghijklmnop")'])
-def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path, cases):
-    cases = f'import time, pytest\n@pytest.mark.parametrize("x", {cases})\ndef test_x(x): pass\n'
-    (tmp_path/'test_a.py').write_text(cases)
+def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path):
+    cases = dict(clock='[time.time_ns()]', order='set("abcdefghijklmnop")', fixed='"abc"')
+    case = "@pytest.mark.parametrize('x', {1})\ndef test_{0}(x): pass\n"
+    lines = [case.format(*both) for both in cases.items()]
+    (tmp_path/'test_a.py').write_text('import time, pytest\n' + '\n'.join(lines))
     first, second = (collect(tmp_path, '--rootdir', '.', '-c', os.devnull, seed=seed) for seed in '12')
-    assert first and not same(first, second, selected=False) and same(first, first, selected=False)
+    for name in cases:
+        one, other = ([found for found in names if f'test_{name}' in found] for names in (first, second))
+        assert one and same(one, other, selected=False) == (name == 'fixed')
