@@ -12,7 +12,7 @@ from reasonnb.core.config import UserError
 from reasonnb.core.places import data_folders, writable
 from reasonnb.sudoku import datasets, formats
 from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
-from reasonnb.sudoku.datasets import PuzzleSet, find, load, open_set, split_by_class
+from reasonnb.sudoku.datasets import PuzzleSet, find, load, split_by_class
 from reasonnb.sudoku.formats import FAULTS, LAYOUTS, Report, convert, read_chunks
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.reading import Reader

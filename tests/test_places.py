@@ -1,12 +1,11 @@
 """Which code, which root: a command must not plan with one package and train with another. And what it needs to start at all."""
-import json, os, re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from reasonnb.core import places
-from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from toy import REPO, make_root
 

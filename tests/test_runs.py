@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from reasonnb.core.config import UserError
 from reasonnb.lab import runs
-from reasonnb.lab.runs import check_job, execute, finished, plan, run_id, status
+from reasonnb.lab.runs import check_job, execute, finished, plan, status
 from reasonnb.lab.sweeps import run_sweep
 from toy import REPO, environment, kernels, notebook, shared_root, until
 

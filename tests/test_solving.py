@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from reasonnb.sudoku import benchmark
-from reasonnb.sudoku.board import Box, agrees, is_solved, parse, to_line, to_lines
+from reasonnb.sudoku.board import Box, agrees, is_solved, to_line, to_lines
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.solving import checkpoints, load_solver, solve
 

@@ -3,9 +3,9 @@ import json, os, subprocess, sys, threading, time
 import pytest
 from reasonnb.core.config import UserError
 from reasonnb.lab import sweeps
-from reasonnb.lab.runs import finished, plan, status
+from reasonnb.lab.runs import plan, status
 from reasonnb.lab.sweeps import count_slots, gpus, load_sweep, plan_sweep, run_sweep, shell_command
-from toy import REPO, environment, shared_root, until
+from toy import REPO, environment, shared_root
 
 
 @pytest.fixture
