@@ -260,8 +260,8 @@ class Reader(_Lists):
         if table and not wrong: return
         ways, bare = cells_of(text), text.strip()
         words = boards_in(text, self.sides)
-        whole = None if words.boards else reading_of(text, ways, self.sides)
-        if whole: words = Words([(0, whole)], [bare])
+        whole = reading_of(text, ways, self.sides)
+        if whole and len(whole.grid) > sum(len(board.grid) for _, board in words.boards): words = Words([(0, whole)], [bare])
         small = len(words.boards) == len(words.words) == 1 and len(words.boards[0][1].grid) in self.sides # 16 cells: a board, or a row?
         if words.boards and not small:
             self._keep(self._drawing.end())
