@@ -128,7 +128,6 @@ def test_exactly_the_damaged_lines_are_reported(kinds, block, last_newline, boar
 def test_each_fault_is_named_with_file_line_and_reason(boards, tmp_path):
     p, s = boards
     clash = p[4][:0] + s[4][0] * 2 + p[4][2:]
-    changed = s[5] if p[5][0] == '.' else p[5]
     many = '.' * 60 + s[6][60:]
     other = s[7]
     (tmp_path / 'one.csv').write_text(f'puzzle,solution\n{p[0]},{s[0]}\n{clash},{s[4]}\n{p[5]},{s[5][:-1]}{s[5][-2]}\n')

@@ -6,7 +6,7 @@
 __all__ = ['VERDICT_SIGNS', 'ledger_page', 'navigation', 'process', 'build', 'readme']
 
 # %% ../../nbs/lab/06_site.ipynb #f2450ab6
-import html, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
+import html, importlib.util, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import pandas as pd
 import yaml

@@ -8,7 +8,7 @@ __all__ = ['Box', 'box_for', 'parse_lines', 'parse', 'to_lines', 'to_line', 'to_
 
 # %% ../../nbs/sudoku/00_board.ipynb #0dfefc0d
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'solve', 'bench']
 
 # %% ../../nbs/sudoku/12a_commands.ipynb #6b785a2c
 import json as js
-import os, sys
+import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path

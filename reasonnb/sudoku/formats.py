@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.config import UserError
 from .board import Box, _digit_of_byte, agrees, is_solved, is_valid, to_lines
 from .drawings import Found
-from .reading import LAYOUTS, Layout, Reader, _rating, fault_of, layout_of
+from .reading import Layout, Reader, _rating, fault_of
 from .solver import prove
 from .streams import read_blocks, text_of
 

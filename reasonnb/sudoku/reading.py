@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.config import UserError
 from .board import agrees
 from .drawings import Drawing, Found, LONGEST_WAY, Row, reading_of
 from .streams import text_of

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.config import UserError
 from .board import _SYMBOLS
 
 # %% ../../nbs/sudoku/04b_signs.ipynb #d8234755
