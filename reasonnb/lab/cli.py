@@ -237,7 +237,7 @@ def _do(runs:list, slots:int, timeout:float, as_json:bool, look:Callable=lambda:
     screen = _Screen()
     _say(read_records([path for run in runs if (path := run.folder/'record.json').exists()])[1])  # such a run is not finished
     if threading.current_thread() is threading.main_thread():  # a closed terminal or a scheduler's TERM is as good as Ctrl-C
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):  # Windows has no SIGHUP
             if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, signal.default_int_handler)  # nohup stays nohup
     try: found = run_sweep(runs, slots, timeout, screen.say, 1 if screen.live else 5, look)
     except KeyboardInterrupt:
@@ -340,7 +340,7 @@ def _no_own(): typer.echo('no runs of your own yet; `reasonnb run` and `reasonnb
 @_command
 def results(log:Log=None,
             scale:Annotated[Optional[str], typer.Option(help='Only this scale.')]=None,
-            metric:Annotated[str, typer.Option(help='Metric of the records.')]='puzzle_accuracy',
+            metric:Annotated[Optional[str], typer.Option(help='Metric of the records; else that by which each experiment is known.')]=None,
             records:Records='both',
             csv:Annotated[bool, typer.Option('--csv', help='Print CSV with every digit.')]=False,
             json:AsJson=False):
@@ -357,14 +357,14 @@ def results(log:Log=None,
     from reasonnb.lab.results import load_records, side_by_side, table
     sides = _sides(records, log)
     with _warnings_as_lines(): loaded = [load_records(side) for side in sides]
+    if log is not None: loaded = [part[part['log'] == log] for part in loaded]
     tables = [table(part, metric, scale) for part in loaded]
     found = side_by_side(*tables) if len(sides) == 2 else tables[0]
-    found = found if log is None else found[found['log'] == log]
     if 'own' in sides and loaded[-1].empty: _no_own()
     if json: return _json(found.to_dict('records'))
     if csv: return typer.echo(found.to_csv(index=False), nl=False)
     if len(sides) == 2 and not found['own_n'].any(): found = found[tables[0].columns]
-    typer.echo(_frame(found) if len(found) else f'no runs with the metric {metric}')
+    typer.echo(_frame(found) if len(found) else f'no runs with the metric {metric}' if metric else 'no runs')
 
 # %% ../../nbs/lab/07_cli.ipynb #c9292e75
 @_command

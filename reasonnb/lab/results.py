@@ -127,7 +127,7 @@ def _text(value) -> str:
     return '' if value is None or value != value else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 def table(records:pd.DataFrame, # from `load_records`
-          metric:str='puzzle_accuracy', # metric of the records
+          metric:str|None='puzzle_accuracy', # metric of the records; None: the `headline` of each experiment
           scale:str|None=None, # only this scale
          ) -> pd.DataFrame: # columns `TABLE_COLUMNS`, ordered by log, experiment, scale
     "One row per experiment, scale and set of changes: mean over seeds with its 95 % interval, and what it cost."
@@ -135,10 +135,12 @@ def table(records:pd.DataFrame, # from `load_records`
     runs = runs.sort_values('finished', kind='stable').drop_duplicates(['experiment', 'scale', 'changes', 'seed'], keep='last')
     rows = []
     for (log, name, size, changes), group in runs.groupby(['log', 'experiment', 'scale', 'changes'], sort=True):
-        try: mean, low, high = interval(samples(group, metric))
+        first = group.iloc[0]
+        measured = metric or headline(first['record'])
+        try: mean, low, high = interval(samples(group, measured))
         except KeyError: continue
-        says, first = reported(name, metric), group.iloc[0]
-        rows.append([log, name, size, changes, metric, mean, low, high, len(group), says.value, says.label, first['params'],
+        says = reported(name, measured)
+        rows.append([log, name, size, changes, measured, mean, low, high, len(group), says.value, says.label, first['params'],
                      _text(first['data']), _text(first['protocol']), first['flop_per_item'], group['seconds'].mean()])
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
