@@ -54,7 +54,7 @@ for number, (words, stream) in enumerate(cases):
         sys.argv = ['reasonnb', *words]
         app()
         sys.exit('the command did not end')
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # a fork would write what is left in the buffer once more
 '''
     place = root/'streams'
     place.mkdir(exist_ok=True)

@@ -10,15 +10,16 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 from ..core.config import Config, UserError
-from ..core.places import repository
+from ..core.own import own_folder
+from ..core.places import workspace
 from .catalogue import log_of, system_of
-from .runs import _code_hash, sources
+from .runs import code_hash, sources
 
 # %% ../../nbs/lab/01a_interactive.ipynb #6b2d8e15
 @lru_cache
 def _at_first(path:Path) -> str:
     "Hash of a module's code when this process first asked for it."
-    return _code_hash(path, path.stat().st_mtime_ns)
+    return code_hash(path, path.stat().st_mtime_ns)
 
 def notebook_folder(experiment:str, # slug
                     scale:str,
@@ -26,16 +27,16 @@ def notebook_folder(experiment:str, # slug
                    ) -> Path:
     "papermill_runs/own/notebook/<log>/<experiment>/<scale>-s<seed>-<hash of settings and code>."
     code = {path: _at_first(path) for path in sources(system_of(experiment))}
-    changed = [path.name for path, known in code.items() if _code_hash(path, path.stat().st_mtime_ns) != known]
+    changed = [path.name for path, known in code.items() if code_hash(path, path.stat().st_mtime_ns) != known]
     if changed: raise UserError(f"{', '.join(changed)} has changed since this kernel loaded it; restart the kernel, then run all cells")
     name = hashlib.sha256(''.join([config.id, *code.values()]).encode()).hexdigest()[:8]
-    return repository()/'papermill_runs'/'own'/'notebook'/log_of(experiment)/experiment/f'{scale}-s{config.seed}-{name}'
+    return own_folder()/'notebook'/log_of(experiment)/experiment/f'{scale}-s{config.seed}-{name}'
 
 # %% ../../nbs/lab/01a_interactive.ipynb #6b2d8e19
 def kept(record:dict, folder) -> str: # Markdown
     "Where a finished run is kept, and how to train anew."
     folder = Path(folder)
-    place = folder.relative_to(repository()) if folder.is_relative_to(repository()) else folder
+    place = folder.relative_to(workspace()) if folder.is_relative_to(workspace()) else folder
     return (f"Finished {record['finished'][:16].replace('T', ' ')} UTC after {record['steps']:,} updates. The run is kept in `{place}`; running this cell again "
             'shows it without training. To train anew, change a value above, or delete that folder.')
 
