@@ -267,6 +267,7 @@ class Reader(_Lists):
             return self._boards(number, text, words)
         frame = frame_of(text)
         lengths = {len(cells) for cells in ways.values()}
+        if max(lengths, default=0) < min(self.sides) - 1 and not frame: lengths = set() # too short for a row with a fault
         if lengths and (frame or min(lengths) <= LONGEST_WAY) and (self._drawing.waiting or small or not self._near(text) or lengths & set(self.sides)):
             return self._keep(self._drawing.add(Row(number, text, ways, frame, words.boards[0][1] if small else None)))
         if frame: return self._keep(self._drawing.gap(number, text, rule=True))

@@ -66,6 +66,7 @@ def digits_of(cells:Sequence[str], # a sign or number each; '' and ' ' are blank
     table = {k: d for k, d in _digits(side).items() if k in kinds}
     noted = [k for k in kinds if k not in table and _is_candidates(k, side)]
     blanks, odd = _blanks(kinds, table | dict.fromkeys(noted, 0))
+    if sum(kinds[k] for k in noted) < sum(kinds[k] for k in blanks): odd, noted = odd + noted, [] # a slip, no candidates
     zero = _zero(kinds, side, blanks) if side > 9 else 'blank'
     if zero == 'unclear': return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
     if zero == 'digit':
@@ -125,7 +126,7 @@ def cells_of(text:str # a tidy line, not stripped
         if all(len(p.strip()) < 2 or p.strip().isdecimal() for p in parts): out['bars'] = [p.strip() for p in parts]
         out |= _segments(parts)
     if mark: return {way: cells for way, cells in out.items() if _plausible(cells)}
-    if _SPACED.fullmatch(text): out['places'] = list(text.rstrip())
+    if _SPACED.fullmatch(text): out['places'] = list(text)
     for way, bars in (('', _BARS), (' framed', re.compile('[|│┃║¦!:]'))):
         words = bars.sub(' ', bare).split()
         if words and all(len(w) < 2 or w.isdecimal() for w in words): out['words' + way] = words
