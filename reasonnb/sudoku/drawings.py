@@ -7,8 +7,8 @@ __all__ = ['LONGEST_WAY', 'Found', 'Row', 'reading_of', 'Drawing']
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #c9281861
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import groupby, product
+from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -164,18 +164,21 @@ def _band_by_band(bands:list[list[Row]], sides) -> list[Found]:
     "The bands that are a whole board each; the rows between them are faults."
     out, bad = [], []
     for band in bands:
-        as_rows = any(row.small for row in band) and not any(row.small and _repeats(row.small.grid) for row in band)
-        small = [] if as_rows else [_one_line(row) for row in band if row.small]
-        found = small or (_agreed([band], sides) if _modal(band, sides) == len(band) else None)
-        if not found or small: bad += [row for row in band if not (small and row.small)]
-        if found and bad and not small: out, bad = out + [_refused(bad, sides)], []
+        side = len(band)
+        parts = any(2 * len(other) <= side for other in bands) # bands of two boards may have met in this one
+        found = _small_ones(band) or (_agreed([band], sides) if _modal(band, sides) == side and not parts else [])
+        taken = {row.number for row in band for one in found or () if one.first <= row.number <= one.last}
+        bad += [row for row in band if row.number not in taken]
+        if bad and found: out, bad = out + [_refused(bad, sides)], []
         out += found or []
     return sorted(out + ([_refused(bad, sides)] if bad else []), key=lambda one: one.first)
 
-def _repeats(cells:np.ndarray) -> bool:
-    "Does a digit stand twice? Then it is no row."
-    clues = cells[cells > 0].tolist()
-    return len(set(clues)) < len(clues)
+def _small_ones(band:list[Row]) -> list[Found]:
+    "The small boards of a list in which some are faulty: lines where digits stand twice are no rows."
+    small = [row for row in band if row.small]
+    clues = [row.small.grid[row.small.grid > 0].tolist() for row in small]
+    twice = sum(len(set(digits)) < len(digits) for digits in clues)
+    return [_one_line(row) for row in small] if 2 * len(small) >= len(band) and 2 * twice > len(small) else []
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #e0a1000b
 _UNCLEAR = 'a line of {0} may be a rule or a row of blanks; write . for the blanks'
@@ -184,29 +187,26 @@ def _bands(items:Sequence) -> list[list[Row]]:
     "The rows between gaps."
     return [list(band) for is_row, band in groupby(items, lambda item: isinstance(item, Row)) if is_row]
 
-def _lacks_one(bands:list[list[Row]], side:int) -> bool:
-    "Could these be the bands of a board with one row missing?"
+def _lacks_rows(bands:list[list[Row]], side:int) -> bool:
+    "Could these be the bands of a board with rows missing?"
     sizes = [len(band) for band in bands]
-    most = max(sizes)
-    if sum(sizes) != side - 1: return False
-    return len(sizes) == 1 or most * len(sizes) == side and sizes.count(most) == len(sizes) - 1 or most == 1
+    heights = [n for n in range(2, side) if side % n == 0]
+    if len(sizes) == 1 or sizes[0] in heights or sizes[-1] in heights: return True
+    return any(max(sizes) <= n and len(sizes) <= side // n for n in heights)
 
 def _read_unclear(items:Sequence, sides) -> list[Found]: # rows, 'rule', and rows with a sign in `frame` that may be rules
     "The one board of a piece without empty lines, or its fault."
     rows = [item for item in items if isinstance(item, Row)]
     unclear, sure = [row for row in rows if row.frame], [row for row in rows if not row.frame]
-    side, good, lacking = _modal(sure, sides), [], []
-    why = _UNCLEAR.format(unclear[0].frame)
-    if not sure or len(unclear) > 8: return [_refused(rows, sides, why)]
-    for is_rule in product((True, False), repeat=len(unclear)):
-        rules = {row.number for row, yes in zip(unclear, is_rule) if yes}
-        bands = _bands(['rule' if isinstance(item, Row) and item.number in rules else item for item in items])
-        if sum(map(len, bands)) == side:
-            found = _agreed(bands, sides)
-            if found and found[0].puzzle is not None and not _clashes(found[0].puzzle): good.append((rules, found))
-        elif _lacks_one(bands, side): lacking.append(rules)
-    if len(good) == 1 and all(rules <= good[0][0] for rules in lacking): return good[0][1]
-    return [_refused(rows, sides, why if len(rows) >= side else '')]
+    side, good = _modal(sure, sides), []
+    parted = _bands(['rule' if isinstance(item, Row) and item.frame else item for item in items])
+    readings = [parted] if len(sure) == side else []
+    if len(rows) == side and not _lacks_rows(parted, side): readings.append(_bands(items))
+    for bands in readings:
+        found = _agreed(bands, sides)
+        if found and found[0].puzzle is not None and not _clashes(found[0].puzzle): good.append(found)
+    why = _UNCLEAR.format(unclear[0].frame) if len(rows) >= side else ''
+    return good[0] if len(good) == 1 else [_refused(rows, sides, why)]
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #e0a1000d
 def _settled(items:Sequence, sides) -> list:

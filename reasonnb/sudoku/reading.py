@@ -163,8 +163,10 @@ class _Documents(_Feed):
     def _is_row(self, bare:str) -> bool:
         "May a line that begins with # be a board or a row, with # for a blank?"
         cells = re.sub(r'[\s|]', '', bare)
-        return cells.count('#') > 1 and len(cells) in [*self.sides, *(s * s for s in self.sides)] and all(c in '#0.' or c.isalnum() for c in cells) and (
-            cells.count('#') + sum(c.isdigit() for c in cells) > .6 * len(cells))
+        near = [n for s in self.sides for n in (s, s * s - 1, s * s, s * s + 1)]
+        blanks, digits = cells.count('#'), sum(c.isalnum() for c in cells)
+        right = len(cells) in near or len(cells) > 17 and ' ' not in bare
+        return blanks > 1 and right and blanks + digits >= len(cells) - 1 and digits > len(cells) / 9 and blanks + sum(map(str.isdigit, cells)) > .6 * len(cells)
 
     def _more(self, number:int, text:str):
         "A line of a document; read it when its brackets are closed."
@@ -213,7 +215,7 @@ class _Tables(_Documents):
         "Why a text is no board, where it is nearly one."
         bare = re.sub(r'[\s"\'`|]', '', text)
         side = next((s for s in self.sides if s * s == len(bare)), None)
-        if side: return digits_of(bare, side).fault
+        if side: return digits_of(bare, side).fault or f'{len(bare)} cells, but other signs or spaces stand between them'
         longest = max(cells_of(text).values(), key=len, default=[])
         return f'{len(longest) or len(bare)} cells; a board has {_sizes(self.sides)}'
 
@@ -235,7 +237,7 @@ class _Lists(_Tables):
             if before and before.answer is None and _answers(before.puzzle, board.grid): found[-1] = before._replace(answer=board.grid)
             else: found.append(Found(number, number, board.grid, note=board.note, text=text.strip()[:100]))
         taken = {i for i, _ in words.boards}
-        bad = [w for i, w in enumerate(words.words) if i not in taken and self._near(w, around=True)]
+        bad = [w for i, w in enumerate(words.words) if i not in taken and self._near(re.sub(r'[^\W\d_]{3,}', '', w), around=True)]
         self._out += found + [Found(number, number, None, self._why(w), text=w[:100]) for w in bad[:1]]
 
     def _near(self, text:str, around:bool=False) -> bool:
@@ -246,7 +248,7 @@ class _Lists(_Tables):
         blank = max((n for c, n in kinds.items() if not c.isdecimal()), default=0)
         known = sum(kinds[c] for c in '.-_')
         most = digits and digits + max(blank, known) >= .9 * len(bare)
-        if around: return bool(most) and any(abs(len(bare) - s * s) <= s * s // 10 for s in self.sides if s > 5)
+        if around: return bool(most) and any(abs(len(bare) - s * s) <= max(3, s * s // 10) for s in self.sides)
         return bool(most) and len(bare) >= min(18, 3 * min(self.sides) ** 2 // 4) or len(bare) in [s * s for s in self.sides if s > 4] and digits > len(bare) / 6 and ' ' not in text.strip()
 
 # %% ../../nbs/sudoku/04d_reading.ipynb #a81449ab

@@ -51,8 +51,8 @@ def _blanks(kinds:Counter, table:dict) -> tuple[list[str], list[str]]: # blanks;
     others = [k for k, _ in kinds.most_common() if k not in table]
     signs = [k for k in others if len(k) < 2 and not k.isdecimal() and k not in _NO_BLANKS] + [k for k in others if k == '0']
     if not signs: return [], others
-    usual = [k for k in signs if k in _KNOWN or not k.strip()]
     first = max(signs, key=kinds.get)
+    usual = [k for k in signs if (k.strip() and k in _KNOWN if first.strip() else not k.strip())] # nothing at all beside a sign is a slip
     blanks = usual if first in usual else [first]
     return blanks, [k for k in others if k not in blanks]
 
@@ -178,6 +178,11 @@ def _whole(word:str, sides:Sequence[int]) -> Reading|None:
     found = digits_of(word, side) if side else None
     return found if found and found.grid is not None else None
 
+def _rows_among(words:list[str], found:list, sides:Sequence[int]) -> bool:
+    "Are small boards rather rows of a large one, as the words around them nearly are?"
+    length = min((len(board.grid) for _, board in found), default=0)
+    return length in sides and sum(abs(len(word) - length) < 2 for word in words) > len(found)
+
 def boards_in(text:str, # a tidy line
               sides:Sequence[int], # of the boards that are looked for, the largest first
              ) -> Words:
@@ -187,5 +192,6 @@ def boards_in(text:str, # a tidy line
     raw = text if _SPACED.fullmatch(text) and ' ' in text and len({len(w) for w in text.split()}) > 1 else ''
     for words in ([raw], [bare], bare.split(), *(cut.split(bare) for cut in _CUTS)):
         found = [(i, board) for i, word in enumerate(words) if (board := _whole(word, sides))]
+        found = [] if _rows_among(words, found, sides) else found
         if not best or len(found) > len(best.boards): best = Words(found, words)
     return best
