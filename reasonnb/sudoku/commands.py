@@ -106,11 +106,12 @@ def _say(text:str): typer.echo(f'reasonnb: {text}', err=True)
 # %% ../../nbs/sudoku/12a_commands.ipynb #e1b0c001
 def _solve_all(arguments:list[str], as_json:bool, checkpoint, box, options:dict) -> dict[str, int]: # verdict -> puzzles
     "Print what is found, as it is found."
-    from reasonnb.sudoku.solving import _SIDES, checkpoints, load_solver, solve_lines, solver_shape
+    from reasonnb.sudoku.solving import checkpoints, load_solver, solve_lines, solver_shape
+    from reasonnb.sudoku.values import SIDES
     boxes, counts, told = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints()), {}, _Told(box)
     if not boxes: load_solver()  # says what is missing
     if box and not solver_shape(box, boxes): raise UserError(f"--box {box}: there are solvers for {', '.join(map(str, boxes))} boxes")
-    for source in _sources(arguments, _SIDES | {b.N for b in boxes}):
+    for source in _sources(arguments, SIDES | {b.N for b in boxes}):
         before = sum(counts.values())
         for line, found in solve_lines(source.portions, checkpoint, box=box, **options):
             verdict = found.verdict if found else 'unreadable'
@@ -141,7 +142,7 @@ def solve(puzzles:Annotated[list[str], typer.Argument(metavar='PUZZLE|FILE|-', h
           box:Annotated[Optional[str], typer.Option(help='Box shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')]=None,
           chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
           agreement:Annotated[int, typer.Option(min=1, help='Answers that must coincide: 1 is fastest, 2 notices nearly all puzzles with several solutions.')]=2,
-          seed:Annotated[int, typer.Option(help='Of guesses and symmetries.')]=0,
+          seed:Annotated[int, typer.Option(min=0, help='Of guesses and symmetries.')]=0,
           checkpoint:Annotated[Optional[Path], typer.Option(help='Weights to use, with their .json beside them; else the shipped ones for the board.')]=None,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto.')]='cpu',
           json:Annotated[bool, typer.Option('--json', help='Print a line of JSON for each puzzle.')]=False):
@@ -181,7 +182,7 @@ def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, wit
           chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
           singles:Annotated[int, typer.Option(min=1, help='Puzzles of each tier that are timed alone.')]=10,
           agreement:Annotated[int, typer.Option(min=0, help='Puzzles with several solutions to try, and as many with one; 0 = none.')]=50,
-          seed:Annotated[int, typer.Option(help='Of the samples and of the guesses.')]=0,
+          seed:Annotated[int, typer.Option(min=0, help='Of the samples and of the guesses.')]=0,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto; single puzzles are always timed on the CPU.')]='cpu',
           out:Annotated[Optional[Path], typer.Option(help='The report; else papermill_runs/own/figures/sudoku_lattice/benchmark-NAME.json.')]=None,
           again:Annotated[bool, typer.Option('--again', help='Forget what was measured before.')]=False,

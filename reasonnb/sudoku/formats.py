@@ -18,9 +18,10 @@ import pandas as pd
 from ..core.config import UserError
 from .board import Box, _digit_of_byte, agrees, is_solved, is_valid, to_lines
 from .drawings import Found
-from .reading import Layout, Reader, _rating, fault_of
+from .reading import Reader, fault_of
 from .solver import prove
 from .streams import read_blocks, text_of
+from .tables import Layout, rating_of
 
 # %% ../../nbs/sudoku/05_formats.ipynb #66ddcadb
 FAULTS = ('', 'malformed line', 'impossible puzzle', 'wrong answer', 'several solutions')
@@ -115,7 +116,7 @@ class Chunk(NamedTuple):
 def _ratings(text, edges, column:int, lines, report:Report, file:str):
     "Floats of a column; what is no number leaves its row unrated, and is counted."
     try: return _numbers(text, edges, column)
-    except ValueError: found = [_rating(text[a + 1:b].tobytes().decode('utf-8', 'replace')) for a, b in edges[:, column:column + 2]]
+    except ValueError: found = [rating_of(text[a + 1:b].tobytes().decode('utf-8', 'replace')) for a, b in edges[:, column:column + 2]]
     for line, one in zip(lines, found):
         if 'unrated' in one: report.note('rating that is no number', f"{file} line {line}: {one['unrated']!r}")
     return [one.get('rating', np.nan) for one in found]

@@ -165,7 +165,7 @@ def frame_of(text:str # a tidy line
 # %% ../../nbs/sudoku/04b_signs.ipynb #47adb139
 _CUT = re.compile(r'[\s,;|"\'`<>()\[\]{}]+')
 _CUTS = (_CUT, re.compile(r'[\s,;|"\'`<>()\[\]{}:=&/]+'))
-_NUMBER = re.compile(r'(\d+[).:]|\d+\.)(?=[\d.])')
+_NUMBER = re.compile(r'\d+(?:[):]|\.(?!.*\.))(?=.)') # before a board; a point only where the blanks are no points
 
 class Words(NamedTuple):
     "A line cut into words."
@@ -175,6 +175,9 @@ class Words(NamedTuple):
 def _whole(word:str, sides:Sequence[int]) -> Reading|None:
     "The board that a word is."
     side = next((s for s in sides if s * s == len(word)), None)
+    if not side and (number := _NUMBER.match(word)):
+        word = word[number.end():]
+        side = next((s for s in sides if s * s == len(word)), None)
     found = digits_of(word, side) if side else None
     return found if found and found.grid is not None else None
 
