@@ -114,7 +114,8 @@ def _fault(rows:Sequence[Row], sides) -> str:
     counts = [len(row.ways.get(way) or next(iter(row.ways.values()))) for row in rows]
     if set(counts) == {side} and len(rows) != side:
         return f'{len(rows)} rows of {side} cells; a {side}x{side} board has {side} rows'
-    if set(counts) == {side}: return f'{side} rows of {side} cells, but the gaps between them, or their spelling, differ'
+    if set(counts) == {side}:
+        return f'{side} rows of {side} cells, but the gaps between them, or their spelling, differ'
     odd = next((f' (line {row.number} has {n})' for row, n in zip(rows, counts) if side and n != side), '')
     return f'{sum(counts)} cells{odd}; a board has {sizes}'
 
@@ -279,7 +280,8 @@ class Drawing:
         if text and not text.strip() and placed and len(text) == max(map(len, placed)) and any(' ' in p for p in placed):
             return self.add(Row(number, text, dict(places=list(text)))) # a row of spaces
         self._items.append('rule' if rule else 'empty')
-        if not self.waiting: self._items = [i for i in self._items[-16:] if isinstance(i, Row)] # may still turn out to be rows
+        if not self.waiting:
+            self._items = [i for i in self._items[-16:] if isinstance(i, Row)] # may still turn out to be rows
         return self.end() if _ends(_settled(self._items, self.sides), self.sides) else []
 
     def end(self) -> list[Found]:

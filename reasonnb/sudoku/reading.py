@@ -13,7 +13,7 @@ import numpy as np
 
 from .board import to_line
 from .drawings import Drawing, Found, LONGEST_WAY, Row, reading_of
-from .signs import Reading, Words, boards_in, cells_of, digits_of, frame_of, tidy
+from .signs import Words, boards_in, cells_of, digits_of, frame_of, tidy
 from .streams import text_of
 from .tables import Layout, _places, boards_beside, fields_of, layout_of, nearly, rating_of, row_of, sizes_of, why_no_board
 
@@ -64,7 +64,8 @@ def _boards_of_list(value:Sequence, sides:Sequence[int]) -> Iterator[Found]:
         parts = [one for part in value for one in boards_of(part, sides)]
         rows = [row for row in map(_cells, value) if row]
         large = len(rows) == len(value) > 1 and len(rows[0]) in sides and any(one.puzzle is None for one in parts)
-        if large: yield Found(1, 1, None, f'{len(rows)} rows of {len(rows[0])} cells make no board', text=text) # nor is a row one
+        if large:
+            yield Found(1, 1, None, f'{len(rows)} rows of {len(rows[0])} cells make no board', text=text) # nor is a row one
         else: yield from parts
 
 def _boards_of_dict(value:dict, sides) -> Iterator[Found]:
@@ -135,7 +136,8 @@ class _Lines:
     def __init__(self, sides:Iterable[int]): # digits of the boards that are looked for
         self.sides = sorted(set(sides), reverse=True)
         self.layout:Layout|None = None # of the table that is being read
-        self.begun, self.prose, self.first_prose = False, 0, '' # anything yet? lines that hold no board; the first of them
+        # anything yet? lines that hold no board; the first of them
+        self.begun, self.prose, self.first_prose = False, 0, ''
         self._drawing, self._open, self._out, self._last = Drawing(self.sides), _Open(), [], 0
 
     def feed(self, lines:Iterable[tuple[int, str]] # number and text
@@ -169,7 +171,8 @@ class _Lines:
     def _line(self, number:int, text:str):
         bare = text.strip()
         if self._open.lines: return self._more(number, text)
-        if not bare and text.count('\t') + 1 not in self.sides: return self._keep(self._drawing.gap(number, text)) # or a row of empty fields
+        if not bare and text.count('\t') + 1 not in self.sides:
+            return self._keep(self._drawing.gap(number, text)) # or a row of empty fields
         if bare[:1] == '#' and not _is_row(bare, self.sides): return
         layout = layout_of(text, not self.begun)
         self.begun = True
@@ -192,7 +195,7 @@ class _Lines:
         if state == 'closed':
             try: found = list(boards_of(json.loads('\n'.join(text for _, text in lines)), self.sides))
             except (ValueError, RecursionError): pass
-        if not any(one.puzzle is not None for one in found) : return self._replay()
+        if not any(one.puzzle is not None for one in found): return self._replay()
         self._open.take()
         self._keep(self._drawing.end())
         self._out += [one._replace(first=lines[0][0], last=number) for one in found]
@@ -220,14 +223,17 @@ class Reader(_Lines):
         "Whole boards, or a row of a drawing."
         ways, words = cells_of(text), boards_in(text, self.sides)
         whole = reading_of(text, ways, self.sides)
-        if whole and len(whole.grid) > sum(len(board.grid) for _, board in words.boards): words = Words([(0, whole)], [text.strip()])
-        small = len(words.boards) == len(words.words) == 1 and len(words.boards[0][1].grid) in self.sides # 16 cells: a board, or a row?
+        if whole and len(whole.grid) > sum(len(board.grid) for _, board in words.boards):
+            words = Words([(0, whole)], [text.strip()])
+        # 16 cells: a board, or a row?
+        small = len(words.boards) == len(words.words) == 1 and len(words.boards[0][1].grid) in self.sides
         if words.boards and not small:
             self._keep(self._drawing.end())
             self._out += boards_beside(number, text, words, self.sides)
             return True
         lengths = set(map(len, ways.values()))
-        if not frame and max(lengths, default=0) < min(self.sides) - 1: return False # too short for a row, even for a faulty one
+        if not frame and max(lengths, default=0) < min(self.sides) - 1:
+            return False # too short for a row, even for a faulty one
         known = self._drawing.waiting or small or bool(lengths & set(self.sides)) or not nearly(text, self.sides)
         if not lengths or not known or not frame and min(lengths) > LONGEST_WAY: return False
         self._keep(self._drawing.add(Row(number, text, ways, frame, words.boards[0][1] if small else None)))

@@ -52,7 +52,8 @@ def _blanks(kinds:Counter, table:dict) -> tuple[list[str], list[str]]: # blanks;
     signs = [k for k in others if len(k) < 2 and not k.isdecimal() and k not in _NO_BLANKS] + [k for k in others if k == '0']
     if not signs: return [], others
     first = max(signs, key=kinds.get)
-    usual = [k for k in signs if (k.strip() and k in _KNOWN if first.strip() else not k.strip())] # nothing at all beside a sign is a slip
+    # nothing at all beside a sign is a slip
+    usual = [k for k in signs if (k.strip() and k in _KNOWN if first.strip() else not k.strip())]
     blanks = usual if first in usual else [first]
     return blanks, [k for k in others if k not in blanks]
 
@@ -66,13 +67,16 @@ def digits_of(cells:Sequence[str], # a sign or number each; '' and ' ' are blank
     table = {k: d for k, d in _digits(side).items() if k in kinds}
     noted = [k for k in kinds if k not in table and _is_candidates(k, side)]
     blanks, odd = _blanks(kinds, table | dict.fromkeys(noted, 0))
-    if sum(kinds[k] for k in noted) < sum(kinds[k] for k in blanks): odd, noted = odd + noted, [] # a slip, no candidates
+    # a slip, no candidates
+    if sum(kinds[k] for k in noted) < sum(kinds[k] for k in blanks): odd, noted = odd + noted, []
     zero = _zero(kinds, side, blanks) if side > 9 else 'blank'
-    if zero == 'unclear': return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
+    if zero == 'unclear':
+        return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
     if zero == 'digit':
         table, blanks, note = {k: d + 1 for k, d in table.items()} | {'0': 1}, [b for b in blanks if b != '0'], f'digits 0-{_SYMBOLS[side - 1]}'
     if odd: return _odd(cells, side, blanks, odd, kinds)
-    if not table and not set(blanks) & set('.0'): return Reading(None, 'no digit and no blank that is usual', near=False)
+    if not table and not set(blanks) & set('.0'):
+        return Reading(None, 'no digit and no blank that is usual', near=False)
     table |= dict.fromkeys(blanks + noted, 0)
     return Reading(np.array([table[c] for c in cells], np.uint8), note='candidates' if noted else note)
 

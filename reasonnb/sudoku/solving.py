@@ -29,7 +29,7 @@ from .drawings import Found
 from .formats import _clash
 from .lattice import Lattice, lattice_flop
 from .reasoner import Effort, reason
-from .refutation import solutions
+from .refutation import few_solutions
 from .values import boards_from, shape_of
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #6ee35cd2
@@ -55,7 +55,8 @@ def ship(run_dir, # folder of a finished run of a lattice network
          **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
         ) -> Path: # of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
-    if not (Path(run_dir) / 'record.json').exists(): raise UserError(f'{run_dir} holds no finished run: there is no record.json')
+    if not (Path(run_dir) / 'record.json').exists():
+        raise UserError(f'{run_dir} holds no finished run: there is no record.json')
     folder = RunFolder(run_dir)
     record, state = read_json(folder.record), folder.load(folder.checkpoint)
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
@@ -104,12 +105,14 @@ class Solver(NamedTuple):
 # %% ../../nbs/sudoku/10d_solving.ipynb #b3cea74a
 def _read_pair(path:Path) -> tuple[dict, dict]: # weights and settings, description
     "Both files, if they are whole and belong together."
-    if not path.is_file(): raise UserError(f"no checkpoint {path}; restore it from git, or make it from a finished run with solving.ship")
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; restore it from git, or make it from a finished run with solving.ship")
     beside, content = path.with_suffix('.json'), path.read_bytes()
     if not beside.is_file():
         raise UserError(f'{path} is not a solver made by `ship`: {beside.name} is missing, which says what it is and lies beside it; a shipped pair is restored by git')
     about = read_json(beside)
-    if not isinstance(about, dict) or not {'sha256', 'search', 'config'} <= set(about): raise UserError(f'{path} is not a solver made by `ship`: {beside.name} describes none')
+    if not isinstance(about, dict) or not {'sha256', 'search', 'config'} <= set(about):
+        raise UserError(f'{path} is not a solver made by `ship`: {beside.name} describes none')
     if hashlib.sha256(content).hexdigest() != about['sha256']:
         raise UserError(f'{path} is not the file that {beside.name} describes: its SHA-256 differs (damaged, or of another run); restore both from git')
     try: return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True), about
@@ -134,7 +137,8 @@ def load_solver(box:Box|None=None, # of the boards to solve; None: that of the c
         network.load_state_dict(state['model'])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
-    if box and box != Box(*config.box): raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
+    if box and box != Box(*config.box):
+        raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
     return Solver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #f26d7bdd
@@ -161,13 +165,13 @@ def impossible(board:np.ndarray, # `(cells,)` uint8, 0 = blank
               ) -> str: # '' if it is not known to be
     "Why a board has no solution, if its clues clash or a bounded classical search finds that there is none."
     if not is_valid(board, box): return f'the givens break the rules: {_clash(board, box)}'
-    return 'no solution: proven by search' if box.N <= 16 and solutions(board, box, most=1) == 0 else ''
+    return 'no solution: proven by search' if box.N <= 16 and few_solutions(board, box, most=1) == 0 else ''
 
 def fits(board:np.ndarray, # `(cells,)` uint8, 0 = blank
          box:Box, # box shape
         ) -> bool: # False as well where a bounded search does not tell
     "Has it exactly one solution under these boxes?"
-    return solutions(board, box) == 1
+    return few_solutions(board, box) == 1
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #d1a0b003
 def _turned(board:np.ndarray) -> np.ndarray:
@@ -242,7 +246,8 @@ def solve_lines(portions:Iterable[list[Found]], # from `read_stream`
                 first:int=4, # puzzles in the first block
                 most:int=256, # in a block
                 device:str='cpu', **effort, # as for `solve`
-               ) -> Iterator[tuple[Found, Solution|None]]: # None for lines without a board, or one that cannot be solved
+               # None for lines without a board, or one that cannot be solved
+               ) -> Iterator[tuple[Found, Solution|None]]:
     "Solve as the lines come; order is kept."
     size, loader, effort = first, _loader(checkpoint, device), dict(agreement=AGREEMENT) | effort
     boxes = loader[0]

@@ -58,7 +58,8 @@ def layout_of(line:str, # a tidy line
     if at['puzzle'] is not None: return Layout(name, columns, **at, mark=mark)
     words = columns if len(columns) > 1 else tuple(bare.lower().split())
     known = [w for names in _NAMES.values() for w in names]
-    if first and len(columns) > 1 and any(words) and all(map(_WORD.fullmatch, words)): return Layout(name, columns, mark=mark)
+    if first and len(columns) > 1 and any(words) and all(map(_WORD.fullmatch, words)):
+        return Layout(name, columns, mark=mark)
     return Layout(name, columns, mark=mark) if len(words) > 1 and set(words) <= set(known) else None
 
 # %% ../../nbs/sudoku/04d_tables.ipynb #7ab1e006
@@ -126,7 +127,8 @@ def boards_beside(number:int, text:str, words:Words, sides:Sequence[int]) -> lis
     found = []
     for _, board in words.boards:
         before = found[-1] if found else None
-        if before and before.answer is None and _answers(before.puzzle, board.grid): found[-1] = before._replace(answer=board.grid)
+        if before and before.answer is None and _answers(before.puzzle, board.grid):
+            found[-1] = before._replace(answer=board.grid)
         else: found.append(Found(number, number, board.grid, note=board.note, text=text.strip()[:100]))
     taken = {i for i, _ in words.boards}
     others = [re.sub(r'[^\W\d_]{3,}', '', word) for i, word in enumerate(words.words) if i not in taken]

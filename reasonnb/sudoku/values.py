@@ -30,9 +30,11 @@ def _array_boards(a:np.ndarray, boxes:list[Box], box:Box|None) -> list[np.ndarra
     sides = {b.N for b in (*boxes, *([box] if box else ()))} | SIDES
     square = a.ndim in (2, 3) and a.shape[-1] == a.shape[-2] and a.shape[-1] in sides
     if square and a.ndim == 2 and a.shape[-1] in [s * s for s in sides]: # one board of 16x16, or sixteen of 4x4
-        if box is None and a.max() <= a.shape[-1] ** .5: raise UserError(f'puzzles have shape {a.shape}: one board or {len(a)}? say box=Box(rows, cols)')
+        if box is None and a.max() <= a.shape[-1] ** .5:
+            raise UserError(f'puzzles have shape {a.shape}: one board or {len(a)}? say box=Box(rows, cols)')
         square = box is None or box.N == a.shape[-1]
-    if not square and a.ndim not in (1, 2): raise UserError(f'puzzles have shape {a.shape}; (cells,), (N, N), (batch, cells) or (batch, N, N) is needed')
+    if not square and a.ndim not in (1, 2):
+        raise UserError(f'puzzles have shape {a.shape}; (cells,), (N, N), (batch, cells) or (batch, N, N) is needed')
     a = a.reshape(*a.shape[:-2], -1) if square else a
     shape = shape_of(a.shape[-1], boxes, box)
     if a.size and not 0 <= a.min() <= a.max() <= shape.N:
@@ -59,12 +61,14 @@ def boards_from(puzzles, boxes:list[Box], box:Box|None=None) -> list[np.ndarray]
         if puzzles.dtype.kind not in 'USO': return _array_boards(puzzles, boxes, box)
         puzzles = puzzles.tolist()
     try: puzzles = list(puzzles)
-    except TypeError: raise UserError(f'puzzles are {type(puzzles).__name__}; lines, arrays or tensors are needed') from None
+    except TypeError:
+        raise UserError(f'puzzles are {type(puzzles).__name__}; lines, arrays or tensors are needed') from None
     if puzzles and all(isinstance(p, str) for p in puzzles): return _text_boards(puzzles, sides, prose=False)
     if (numbers := _numbers(puzzles)) is not None: return _array_boards(numbers, boxes, box)
     found = []
     for i, puzzle in enumerate(puzzles):
-        if isinstance(puzzle, (int, float, type(None))): raise UserError(f'puzzle {i + 1} is {puzzle!r}; a line, an array or a tensor is needed')
+        if isinstance(puzzle, (int, float, type(None))):
+            raise UserError(f'puzzle {i + 1} is {puzzle!r}; a line, an array or a tensor is needed')
         try: found += boards_from(puzzle, boxes, box)
         except UserError as e: raise UserError(f'puzzle {i + 1}: {e}') from None
     return found
