@@ -274,6 +274,7 @@ def test_the_command_reads_them_and_says_the_shape(tmp_path):
     done = shell(hole, '--box', '3x2', '--json')
     shown = json.loads(done.stdout)
     assert (shown['answer'], shown['box'], done.stderr) == (to_line(high, Box(3, 2)), '3x2', '')
+    assert shell(hole, '--seed', '-1').exit_code == CliRunner().invoke(app, ['bench', '--seed', '-1']).exit_code == 2
     done = shell(hole)
     assert done.exit_code == 1 and 'are taken to have 2x3 boxes' in done.stderr and 'and one with 3x2 boxes: --box 3x2' in done.stderr
     for box, message in (('4x4', 'there are solvers for 2x3, 3x3 boxes'), ('3', 'say rows x columns')):
