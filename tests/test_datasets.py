@@ -14,9 +14,9 @@ from reasonnb.sudoku import datasets, formats
 from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
 from reasonnb.sudoku.datasets import PuzzleSet, find, load, split_by_class
 from reasonnb.sudoku.formats import FAULTS, Report, convert, read_chunks
-from reasonnb.sudoku.reading import LAYOUTS
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.reading import Reader
+from reasonnb.sudoku.tables import LAYOUTS
 from reasonnb.sudoku.symmetry import grid_class, random_symmetry
 
 READ_BLOCKS = formats.read_blocks

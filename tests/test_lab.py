@@ -53,7 +53,7 @@ def copy(tmp_path_factory):
     for name in ("settings.ini", "Makefile"): shutil.copy(ROOT / name, root)
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    (root / ".gitignore").write_text("/.venv/\n/papermill_runs/\n__pycache__/\n.ipynb_checkpoints/\n/home/\n.last_checked\n/scratch/\n")
+    (root / ".gitignore").write_text((ROOT / ".gitignore").read_text() + "/home/\n/scratch/\n")
     (root / "scratch").mkdir()
     notebook_form.changed(write=True, nbs=root / "nbs")
     git(root, "init", "-q")
@@ -148,9 +148,12 @@ class Lab:
 
     def run_to_the_end(self) -> list:
         "Run all cells until the last one has outputs; cells that are not on the screen are seen in the file only."
-        self.run_all()
-        end = time.monotonic() + 240
-        while not (outputs := self.save())[-1] and time.monotonic() < end: time.sleep(1)
+        start = time.monotonic()
+        for limit in (60, 240):  # a click that came before the kernel was there is lost; a person clicks again
+            self.run_all()
+            while not (outputs := self.save())[-1] and time.monotonic() < start + limit: time.sleep(1)
+            if any(outputs): break
+        while not (outputs := self.save())[-1] and time.monotonic() < start + 240: time.sleep(1)
         self.idle()
         return outputs
 

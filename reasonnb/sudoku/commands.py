@@ -73,7 +73,8 @@ def _shown(name:str, line, found) -> dict:
     from reasonnb.sudoku.board import to_line
     about = dict(file=name or None, line=line.first, last_line=line.last)
     note = dict(note=line.note) if line.note else {}
-    if found is None: return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
+    if found is None:
+        return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
     answer = to_line(found.answer, found.box) if found.answer.any() else None
     return about | dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), moves=found.moves, chains=found.chains,
                         flop=found.flop, seconds=round(found.seconds, 6)) | (dict(fault=found.why) if found.why else {}) | note
@@ -88,7 +89,8 @@ class _Told:
         from reasonnb.sudoku.solving import fits
         rows, cols = found.box.rows, found.box.cols
         if rows == cols or self.box and self.box.cells == found.box.cells: return
-        if found.box not in self.shapes: _say(f'{found.box.N}x{found.box.N} boards are taken to have {rows}x{cols} boxes, {rows} high and {cols} wide; --box {cols}x{rows} for the other kind')
+        if found.box not in self.shapes:
+            _say(f'{found.box.N}x{found.box.N} boards are taken to have {rows}x{cols} boxes, {rows} high and {cols} wide; --box {cols}x{rows} for the other kind')
         self.shapes.add(found.box)
         self.boards += 1
         self.elsewhere += not fits(found.puzzle, found.box) and fits(found.puzzle, Box(cols, rows))
@@ -98,7 +100,8 @@ class _Told:
         for box in self.shapes if self.elsewhere else ():
             _say(f'{source.name or "arguments"}: {self.elsewhere} of {self.boards} puzzles of {box.N}x{box.N} cells have none or several solutions with {box} boxes, '
                  f'and one with {box.cols}x{box.rows} boxes: --box {box.cols}x{box.rows}')
-        if source.reader.prose: _say(f'{source.name}: {source.reader.prose} {"line holds" if source.reader.prose == 1 else "lines hold"} no board, the first is {source.reader.first_prose}')
+        if source.reader.prose:
+            _say(f'{source.name}: {source.reader.prose} {"line holds" if source.reader.prose == 1 else "lines hold"} no board, the first is {source.reader.first_prose}')
         self.elsewhere = self.boards = 0
 
 def _say(text:str): typer.echo(f'reasonnb: {text}', err=True)
@@ -106,11 +109,13 @@ def _say(text:str): typer.echo(f'reasonnb: {text}', err=True)
 # %% ../../nbs/sudoku/12a_commands.ipynb #e1b0c001
 def _solve_all(arguments:list[str], as_json:bool, checkpoint, box, options:dict) -> dict[str, int]: # verdict -> puzzles
     "Print what is found, as it is found."
-    from reasonnb.sudoku.solving import _SIDES, checkpoints, load_solver, solve_lines, solver_shape
+    from reasonnb.sudoku.solving import checkpoints, load_solver, solve_lines, solver_shape
+    from reasonnb.sudoku.values import SIDES
     boxes, counts, told = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints()), {}, _Told(box)
     if not boxes: load_solver()  # says what is missing
-    if box and not solver_shape(box, boxes): raise UserError(f"--box {box}: there are solvers for {', '.join(map(str, boxes))} boxes")
-    for source in _sources(arguments, _SIDES | {b.N for b in boxes}):
+    if box and not solver_shape(box, boxes):
+        raise UserError(f"--box {box}: there are solvers for {', '.join(map(str, boxes))} boxes")
+    for source in _sources(arguments, SIDES | {b.N for b in boxes}):
         before = sum(counts.values())
         for line, found in solve_lines(source.portions, checkpoint, box=box, **options):
             verdict = found.verdict if found else 'unreadable'
@@ -119,7 +124,8 @@ def _solve_all(arguments:list[str], as_json:bool, checkpoint, box, options:dict)
             if as_json: typer.echo(js.dumps(_shown(source.name, line, found)))
             elif found: typer.echo(str(found))
             if found: told.see(found)
-            if line.note == 'candidates': _say(f'{_place(source.name, line)}: cells with several candidates are taken as blanks')
+            if line.note == 'candidates':
+                _say(f'{_place(source.name, line)}: cells with several candidates are taken as blanks')
         if sum(counts.values()) == before: _say(f'{source.name} holds no puzzle')
         told.end(source)
     return counts
@@ -141,7 +147,7 @@ def solve(puzzles:Annotated[list[str], typer.Argument(metavar='PUZZLE|FILE|-', h
           box:Annotated[Optional[str], typer.Option(help='Box shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')]=None,
           chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
           agreement:Annotated[int, typer.Option(min=1, help='Answers that must coincide: 1 is fastest, 2 notices nearly all puzzles with several solutions.')]=2,
-          seed:Annotated[int, typer.Option(help='Of guesses and symmetries.')]=0,
+          seed:Annotated[int, typer.Option(min=0, help='Of guesses and symmetries.')]=0,
           checkpoint:Annotated[Optional[Path], typer.Option(help='Weights to use, with their .json beside them; else the shipped ones for the board.')]=None,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto.')]='cpu',
           json:Annotated[bool, typer.Option('--json', help='Print a line of JSON for each puzzle.')]=False):
@@ -171,7 +177,8 @@ def _no_list(path:Path):
     "Say what to do with a list of puzzles where weights are wanted."
     if not path.is_file(): return
     with open(path, 'rb') as file: start = file.read(2)
-    if start != b'PK': raise UserError(f'{path} holds no weights; bench takes weights and measures them on public lists. Own lists are solved by: reasonnb solve {path}')
+    if start != b'PK':
+        raise UserError(f'{path} holds no weights; bench takes weights and measures them on public lists. Own lists are solved by: reasonnb solve {path}')
 
 def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, with their .json beside them; else the shipped ones for --box.')]=None,
           box:Annotated[str, typer.Option(help='Box shape of the shipped checkpoint.')]='3x3',
@@ -181,7 +188,7 @@ def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, wit
           chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
           singles:Annotated[int, typer.Option(min=1, help='Puzzles of each tier that are timed alone.')]=10,
           agreement:Annotated[int, typer.Option(min=0, help='Puzzles with several solutions to try, and as many with one; 0 = none.')]=50,
-          seed:Annotated[int, typer.Option(help='Of the samples and of the guesses.')]=0,
+          seed:Annotated[int, typer.Option(min=0, help='Of the samples and of the guesses.')]=0,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto; single puzzles are always timed on the CPU.')]='cpu',
           out:Annotated[Optional[Path], typer.Option(help='The report; else papermill_runs/own/figures/sudoku_lattice/benchmark-NAME.json.')]=None,
           again:Annotated[bool, typer.Option('--again', help='Forget what was measured before.')]=False,

@@ -8,10 +8,12 @@ __all__ = ['LONGEST_WAY', 'Found', 'Row', 'reading_of', 'Drawing']
 # %% ../../nbs/sudoku/04c_drawings.ipynb #c9281861
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
+from .board import _SYMBOLS
 from .signs import Reading, digits_of
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #0da33a32
@@ -44,7 +46,8 @@ def reading_of(text:str, # a line
                ways:dict[str, list[str]], # from `cells_of`
                sides:Sequence[int], # of the boards that are looked for
               ) -> Reading|None: # None: it holds no board
-    "The board that a line of single cells is: all of them separated, or in groups of one length."
+    "The board that a line of single cells is; a line whose brackets do not match was cut, and is none."
+    if any(text.count(a) != text.count(b) for a, b in ('[]', '{}', '()')): return None
     for way in _ORDER[:-4]: # a place between bars is a cell of a row
         cells = ways.get(way, ())
         side = next((s for s in sides if s * s == len(cells)), None)
@@ -55,113 +58,233 @@ def reading_of(text:str, # a line
         if found.grid is not None and 'candidates' not in found.note: return found
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #29fa9b72
-def _modal(rows:list[Row], sides) -> int: # 0: none
+def _modal(rows:Sequence[Row], sides) -> int: # 0: none
     "The number of cells that most rows can have."
-    if not rows: return 0
-    counts = Counter(n for row in rows for n in {len(cells) for way, cells in row.ways.items() if way != 'places'} if n in sides)
-    best = max(counts, key=lambda n: (counts[n], n), default=0)
-    if counts[best] <= .6 * len(rows) and all('places' in row.ways for row in rows): # a blank is a space, and those at the end may be gone
-        width = max(len(row.ways['places']) for row in rows)
-        return width if width in sides else best
-    return best
+    counts = Counter(n for row in rows for n in set(map(len, row.ways.values())) if n in sides)
+    return max(counts, key=lambda n: (counts[n], n), default=0)
 
-def _board_of(rows:list[Row], side:int) -> Reading|None: # None: the rows do not have so many cells each
-    "The board of as many rows as it has digits."
+def _clashes(grid:np.ndarray) -> bool:
+    "Does a digit stand twice in a row or a column?"
+    side = int(len(grid) ** .5)
+    square = grid.reshape(side, side)
+    clues = [unit[unit > 0] for unit in (*square, *square.T)]
+    return any(len(set(unit.tolist())) < len(unit) for unit in clues)
+
+def _readings(rows:Sequence[Row], sides) -> list[Reading]|None: # None: the rows do not have the cells for it
+    "The boards of rows without gaps, one after the other; a single fault if their cells mean none."
     fault = None
     for way in _ORDER:
-        if not all(way in row.ways for row in rows): continue
+        if not rows or not all(way in row.ways for row in rows): continue
         cells = [row.ways[way] for row in rows]
-        if way == 'places' and max(map(len, cells)) == side: cells = [[*c, *[' '] * (side - len(c))] for c in cells]
-        if any(len(c) != side for c in cells): continue
-        found = digits_of([c for row in cells for c in row], side)
-        if found.grid is not None: return found
-        fault = fault or found
+        side = len(cells[0])
+        if side not in sides or len(rows) % side or any(len(c) != side for c in cells): continue
+        flat = [c for row in cells for c in row]
+        found = [digits_of(flat[i:i + side * side], side) for i in range(0, len(flat), side * side)]
+        bad = next((f for f in found if f.grid is None), None)
+        if bad is None: return found
+        fault = fault or [bad]
     return fault
 
-def _fault(rows:list[Row], sides) -> str:
+def _even(sizes:Sequence[int], # rows between two gaps
+          side:int) -> bool:
+    "Do the gaps stand at equal distances within boards of so many rows, and in the same places in each?"
+    ends = np.cumsum(sizes)
+    inner = [{int(e) % side for e in ends if start < e < start + side} for start in range(0, int(ends[-1]), side)]
+    first = min(inner[0], default=side)
+    return side % first == 0 and all(places == set(range(first, side, first)) for places in inner)
+
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a10005
+def _unlabelled(rows:list[Row], sides) -> list[Row]:
+    "The rows without coordinates, if they have some."
+    words = [row.ways.get('words', ()) for row in rows]
+    for above in (0, 1): # lines over the first row
+        side = len(rows) - above
+        if side not in sides or any(len(w) != side + 1 for w in words[above:]): continue
+        beside = [w[0] for w in words[above:]]
+        if beside not in ([str(d) for d in range(1, side + 1)], [chr(65 + i) for i in range(side)]): continue
+        if above and list(words[0]) not in (list(_SYMBOLS[1:side + 1]), [chr(65 + i) for i in range(side)]): continue
+        return [row._replace(ways=dict(words=row.ways['words'][1:])) for row in rows[above:]]
+    return rows
+
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a10007
+def _fault(rows:Sequence[Row], sides) -> str:
     "What rows that make no board have, and should have."
     side, sizes = _modal(rows, sides), ' or '.join(str(s * s) for s in sorted(sides))
     way = max(_ORDER, key=lambda w: sum(abs(len(row.ways.get(w, ())) - side) < 2 for row in rows))
     counts = [len(row.ways.get(way) or next(iter(row.ways.values()))) for row in rows]
-    if set(counts) == {side}: return f'{len(rows)} rows of {side} cells; a {side}x{side} board has {side} rows'
+    if set(counts) == {side} and len(rows) != side:
+        return f'{len(rows)} rows of {side} cells; a {side}x{side} board has {side} rows'
+    if set(counts) == {side}:
+        return f'{side} rows of {side} cells, but the gaps between them, or their spelling, differ'
     odd = next((f' (line {row.number} has {n})' for row, n in zip(rows, counts) if side and n != side), '')
     return f'{sum(counts)} cells{odd}; a board has {sizes}'
 
-# %% ../../nbs/sudoku/04c_drawings.ipynb #b273db9c
-class _Waiting:
-    "Rows and gaps that wait for more."
-    def __init__(self, sides:Sequence[int]): # of the boards that are looked for
-        self.sides, self._items, self._bad, self._trusted = sides, [], [], True
+def _refused(rows:Sequence[Row], sides, why:str='') -> Found:
+    "Rows that make no board: a fault, or prose where they are too few to be meant as one."
+    near = sum(max(map(len, row.ways.values())) for row in rows) >= min(18, 3 * min(sides) ** 2 // 4)
+    return Found(rows[0].number, rows[-1].number, None, near * (why or _fault(rows, sides)), text=rows[0].text[:100])
 
-    def _parts(self) -> tuple[list[Row], list[tuple[int, str]]]: # rows; for each gap, how many rows stand before it, and its kind
-        sure = [item for item in self._items if isinstance(item, Row) and not item.frame]
-        signs = Counter(c for row in sure for c in row.ways.get('signs', ()) if not c.isalnum())
-        blank, side = max(signs, key=signs.get, default=None), _modal(sure, self.sides)
-        rows, gaps = [], []
-        for item in self._items:
-            if isinstance(item, Row) and (not item.frame or item.frame == blank and any(len(c) == side for c in item.ways.values())): rows.append(item)
-            elif rows: gaps.append((len(rows), 'rule' if isinstance(item, Row) else item))
-        return rows, gaps
+def _boards(rows:Sequence[Row], readings:list[Reading]) -> list[Found]:
+    "Boards with their lines."
+    step = len(rows) // len(readings)
+    parts = [(rows[i * step], rows[i * step + step - 1], one) for i, one in enumerate(readings)]
+    return [Found(a.number, b.number, one.grid, one.fault, note=one.note, text=a.text[:100]) for a, b, one in parts]
 
-    @property
-    def waiting(self) -> bool: "Are there rows?"; return bool(self._parts()[0])
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a10009
+def _agreed(bands:list[list[Row]], sides) -> list[Found]|None: # None: something about the bands does not agree
+    "The boards of bands of one width."
+    rows = [row for band in bands for row in band]
+    plain = _unlabelled(rows, sides)
+    found = _readings(plain, sides)
+    if not found: return None
+    if found[0].grid is None: return _boards(rows, found) if len(rows) in sides else None
+    sizes = [len(band) for band in bands] if plain is rows else [len(plain)]
+    if not _even(sizes, int(len(found[0].grid) ** .5)): return None
+    doubtful = len(found) > 1 or any(row.small for row in rows) or _ascending(found[0].grid)
+    return None if doubtful and any(_clashes(one.grid) for one in found) else _boards(plain, found)
 
-    def _spoil(self, n:int):
-        "The first n rows belong to a board that is not whole; keep the rest."
-        rows = self._parts()[0]
-        self._bad, self._items, self._trusted = self._bad + rows[:n], rows[n:], False
+def _ascending(grid:np.ndarray) -> bool:
+    "Is the first row 1, 2, 3, ..., as numbers over columns are?"
+    side = int(len(grid) ** .5)
+    return bool((grid[:side] == np.arange(1, side + 1)).all())
 
-    def _spoiled(self) -> list[Found]:
-        "What was spoiled, as one fault, or as prose where it is too little for one."
-        rows, self._bad, self._trusted = self._bad, [], True
-        if not rows: return []
-        near = sum(max(map(len, row.ways.values())) for row in rows) >= min(18, 3 * min(self.sides) ** 2 // 4)
-        return [Found(rows[0].number, rows[-1].number, None, _fault(rows, self.sides) if near else '', text=rows[0].text[:100])]
+def _read_block(bands:list[list[Row]], sides) -> list[Found]:
+    "The boards and faults of a block."
+    rows = [row for band in bands for row in band]
+    if all(row.small for row in rows): return [_one_line(row) for row in rows]
+    whole = _agreed(bands, sides)
+    if whole is None:
+        runs = [list(run) for _, run in groupby(bands, lambda band: _modal(band, sides))]
+        found = [_agreed(run, sides) for run in runs]
+        if None not in found: whole = [one for run in found for one in run]
+    return _band_by_band(bands, sides) if whole is None else whole
+
+def _one_line(row:Row) -> Found: return Found(row.number, row.number, row.small.grid, note=row.small.note, text=row.text[:100])
+
+def _band_by_band(bands:list[list[Row]], sides) -> list[Found]:
+    "The bands that are a whole board each; the rows between them are faults."
+    out, bad = [], []
+    for band in bands:
+        side = len(band)
+        parts = any(2 * len(other) <= side for other in bands) # bands of two boards may have met in this one
+        found = _small_ones(band) or (_agreed([band], sides) if _modal(band, sides) == side and not parts else [])
+        taken = {row.number for row in band for one in found or () if one.first <= row.number <= one.last}
+        bad += [row for row in band if row.number not in taken]
+        if bad and found: out, bad = out + [_refused(bad, sides)], []
+        out += found or []
+    return sorted(out + ([_refused(bad, sides)] if bad else []), key=lambda one: one.first)
+
+def _small_ones(band:list[Row]) -> list[Found]:
+    "The small boards of a list in which some are faulty: lines where digits stand twice are no rows."
+    small = [row for row in band if row.small]
+    clues = [row.small.grid[row.small.grid > 0].tolist() for row in small]
+    twice = sum(len(set(digits)) < len(digits) for digits in clues)
+    return [_one_line(row) for row in small] if 2 * len(small) >= len(band) and 2 * twice > len(small) else []
+
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a1000b
+_UNCLEAR = 'a line of {0} may be a rule or a row of blanks; write . for the blanks'
+
+def _bands(items:Sequence) -> list[list[Row]]:
+    "The rows between gaps."
+    return [list(band) for is_row, band in groupby(items, lambda item: isinstance(item, Row)) if is_row]
+
+def _lacks_rows(bands:list[list[Row]], side:int) -> bool:
+    "Could these be the bands of a board with rows missing?"
+    sizes = [len(band) for band in bands]
+    heights = [n for n in range(2, side) if side % n == 0]
+    if len(sizes) == 1 or sizes[0] in heights or sizes[-1] in heights: return True
+    return any(max(sizes) <= n and len(sizes) <= side // n for n in heights)
+
+def _read_unclear(items:Sequence, sides) -> list[Found]: # rows, 'rule', and rows with a sign in `frame` that may be rules
+    "The one board of a piece without empty lines, or its fault."
+    rows = [item for item in items if isinstance(item, Row)]
+    unclear, sure = [row for row in rows if row.frame], [row for row in rows if not row.frame]
+    side, good = _modal(sure, sides), []
+    parted = _bands(['rule' if isinstance(item, Row) and item.frame else item for item in items])
+    readings = [parted] if len(sure) == side else []
+    if len(rows) == side and not _lacks_rows(parted, side): readings.append(_bands(items))
+    for bands in readings:
+        found = _agreed(bands, sides)
+        if found and found[0].puzzle is not None and not _clashes(found[0].puzzle): good.append(found)
+    why = _UNCLEAR.format(unclear[0].frame) if len(rows) >= side else ''
+    return good[0] if len(good) == 1 else [_refused(rows, sides, why)]
+
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a1000d
+def _settled(items:Sequence, sides) -> list:
+    "The same with 'rule' for each line that is no row of blanks, as other rows have other blanks or another width."
+    sure = [item for item in items if isinstance(item, Row) and not item.frame]
+    blanks = {c for row in sure for c in row.ways.get('signs', ()) if not c.isalnum()}
+    side = _modal(sure, sides)
+    def is_rule(row):
+        if not row.frame or not sure: return False
+        return bool(blanks) and row.frame not in blanks or all(len(c) != side for c in row.ways.values())
+    return ['rule' if isinstance(item, Row) and is_rule(item) else item for item in items]
+
+def _ends(items:Sequence, sides) -> bool:
+    "Does the gap at the end of settled items end the block?"
+    at = [i for i, item in enumerate(items) if isinstance(item, Row)]
+    if not at: return False
+    before, gap = items[at[0]:at[-1] + 1], list(items[at[-1] + 1:])
+    rules, empties = gap.count('rule'), gap.count('empty')
+    if rules > 1 or empties > 1 and not rules: return True
+    if any(isinstance(item, Row) and item.frame for item in before): return empties > 0
+    inner = [item for item in before if not isinstance(item, Row)]
+    if inner: return empties > 0 and 'empty' not in inner # rules part the bands, so an empty line parts boards
+    return len(before) == _modal(before, sides) and (empties > 0 or len(before) % 2 == 1)
+
+# %% ../../nbs/sudoku/04c_drawings.ipynb #e0a1000f
+def _read_items(items:Sequence, sides) -> list[Found]: # settled
+    "The boards and faults of a block, whose lines may be rules or rows of blanks."
+    rows = [item for item in items if isinstance(item, Row)]
+    unclear = [row for row in rows if row.frame]
+    if len(unclear) == len(rows): return [] # no row at all
+    if not unclear: return _read_block(_bands(items), sides)
+    pieces = [list(piece) for is_gap, piece in groupby(items, lambda item: item == 'empty') if not is_gap]
+    found = []
+    for piece in pieces: found += _read_piece(piece, sides)
+    return found if any(one.puzzle is not None for one in found) else [_refused(rows, sides, _UNCLEAR.format(unclear[0].frame))]
+
+def _read_piece(items:Sequence, sides) -> list[Found]:
+    "The same of lines without an empty one between them."
+    rows = [item for item in items if isinstance(item, Row)]
+    if all(row.frame for row in rows): return []
+    return _read_unclear(items, sides) if any(row.frame for row in rows) else _read_block(_bands(items), sides)
 
 # %% ../../nbs/sudoku/04c_drawings.ipynb #14aac05c
-class Drawing(_Waiting):
-    "A board that is being read, row by row."
-    def add(self, row:Row) -> list[Found]:
-        "Take a row; gives the board that it completes, or the fault that it shows."
+_HELD = 640 # lines of a block, at most
+
+class Drawing:
+    "Boards that are being read, row by row."
+    def __init__(self, sides:Sequence[int]): # of the boards that are looked for
+        self.sides, self._items = sides, []
+
+    @property
+    def waiting(self) -> bool: "Are there rows?"; return any(isinstance(item, Row) and not item.frame for item in self._items)
+
+    def add(self, row:Row) -> list[Found]: # what is complete by now
+        "Take a row, or what may be one."
+        if row.frame == 'frame' or row.frame and not set(map(len, row.ways.values())) & set(self.sides):
+            return self.gap(row.number, rule=True)
         self._items.append(row)
-        rows, gaps = self._parts()
-        if not rows or rows[-1] is not row: return self._after_gap() # a rule after all
-        if gaps and len(rows) - gaps[-1][0] > gaps[0][0]: # this band has more rows than the first
-            self._spoil(gaps[-1][0])
-            rows = self._parts()[0]
-        side = len(rows)
-        usual = _modal(rows, self.sides)
-        if side in self.sides and not all(r.small for r in rows) and (found := _board_of(rows, side)) and (found.grid is not None or usual == side):
-            out, self._items = self._spoiled(), []
-            return out + [Found(rows[0].number, rows[-1].number, found.grid, found.fault, note=found.note, text=rows[0].text[:100])]
-        return self.end() if side == usual or side > LONGEST_WAY else []
+        if not row.small and len(self._items) < _HELD: return []
+        rows = [item for item in self._items if isinstance(item, Row)]
+        if len(rows) > 16 and all(r.small for r in rows): return self.end() # a list of small boards, one a line
+        if len(self._items) < _HELD: return []
+        self._items = []
+        return [_refused(rows, self.sides, f'{len(rows)} rows and no end of a board; leave two empty lines between boards')]
 
     def gap(self, number:int, text:str='', rule:bool=False # a line without cells
            ) -> list[Found]:
         "Take an empty line or a rule."
-        rows = self._parts()[0]
-        placed = [r.ways.get('places', ()) for r in rows]
-        if text and not text.strip() and placed and all(placed) and len(text) == max(map(len, placed)) and any(' ' in p for p in placed):
+        placed = [r.ways.get('places', ()) for r in self._items if isinstance(r, Row)]
+        if text and not text.strip() and placed and len(text) == max(map(len, placed)) and any(' ' in p for p in placed):
             return self.add(Row(number, text, dict(places=list(text)))) # a row of spaces
         self._items.append('rule' if rule else 'empty')
-        return self._after_gap()
-
-    def _after_gap(self) -> list[Found]:
-        "What a gap shows: a board that lacks rows, or the end of one."
-        rows, gaps = self._parts()
-        if not rows:
-            self._items = [item for item in self._items if isinstance(item, Row)][-1:] # a rule that may still turn out to be a row
-            return self._spoiled()
-        kinds, step = [kind for n, kind in gaps if n == len(rows)], gaps[0][0]
-        if kinds.count('rule') > 1 or kinds.count('empty') > 1 and 'rule' not in kinds: return self.end()
-        side = _modal(rows, self.sides)
-        if len(kinds) == 1 and (not self._trusted or side % step or len(rows) % step): self._spoil(len(rows))
-        return []
+        if not self.waiting:
+            self._items = [i for i in self._items[-16:] if isinstance(i, Row)] # may still turn out to be rows
+        return self.end() if _ends(_settled(self._items, self.sides), self.sides) else []
 
     def end(self) -> list[Found]:
         "Nothing more belongs to these rows."
-        rows, self._items = self._parts()[0], []
-        if rows and all(r.small for r in rows):
-            return self._spoiled() + [Found(r.number, r.number, r.small.grid, text=r.text[:100]) for r in rows]
-        self._bad += rows
-        return self._spoiled()
+        items, self._items = _settled(self._items, self.sides), []
+        return _read_items(items, self.sides)

@@ -51,8 +51,9 @@ def _blanks(kinds:Counter, table:dict) -> tuple[list[str], list[str]]: # blanks;
     others = [k for k, _ in kinds.most_common() if k not in table]
     signs = [k for k in others if len(k) < 2 and not k.isdecimal() and k not in _NO_BLANKS] + [k for k in others if k == '0']
     if not signs: return [], others
-    usual = [k for k in signs if k in _KNOWN or not k.strip()]
     first = max(signs, key=kinds.get)
+    # nothing at all beside a sign is a slip
+    usual = [k for k in signs if (k.strip() and k in _KNOWN if first.strip() else not k.strip())]
     blanks = usual if first in usual else [first]
     return blanks, [k for k in others if k not in blanks]
 
@@ -66,12 +67,16 @@ def digits_of(cells:Sequence[str], # a sign or number each; '' and ' ' are blank
     table = {k: d for k, d in _digits(side).items() if k in kinds}
     noted = [k for k in kinds if k not in table and _is_candidates(k, side)]
     blanks, odd = _blanks(kinds, table | dict.fromkeys(noted, 0))
+    # a slip, no candidates
+    if sum(kinds[k] for k in noted) < sum(kinds[k] for k in blanks): odd, noted = odd + noted, []
     zero = _zero(kinds, side, blanks) if side > 9 else 'blank'
-    if zero == 'unclear': return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
+    if zero == 'unclear':
+        return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
     if zero == 'digit':
         table, blanks, note = {k: d + 1 for k, d in table.items()} | {'0': 1}, [b for b in blanks if b != '0'], f'digits 0-{_SYMBOLS[side - 1]}'
     if odd: return _odd(cells, side, blanks, odd, kinds)
-    if not table and not set(blanks) & set('.0'): return Reading(None, 'no digit and no blank that is usual', near=False)
+    if not table and not set(blanks) & set('.0'):
+        return Reading(None, 'no digit and no blank that is usual', near=False)
     table |= dict.fromkeys(blanks + noted, 0)
     return Reading(np.array([table[c] for c in cells], np.uint8), note='candidates' if noted else note)
 
@@ -125,7 +130,7 @@ def cells_of(text:str # a tidy line, not stripped
         if all(len(p.strip()) < 2 or p.strip().isdecimal() for p in parts): out['bars'] = [p.strip() for p in parts]
         out |= _segments(parts)
     if mark: return {way: cells for way, cells in out.items() if _plausible(cells)}
-    if _SPACED.fullmatch(text): out['places'] = list(text.rstrip())
+    if _SPACED.fullmatch(text): out['places'] = list(text)
     for way, bars in (('', _BARS), (' framed', re.compile('[|│┃║¦!:]'))):
         words = bars.sub(' ', bare).split()
         if words and all(len(w) < 2 or w.isdecimal() for w in words): out['words' + way] = words
@@ -164,7 +169,7 @@ def frame_of(text:str # a tidy line
 # %% ../../nbs/sudoku/04b_signs.ipynb #47adb139
 _CUT = re.compile(r'[\s,;|"\'`<>()\[\]{}]+')
 _CUTS = (_CUT, re.compile(r'[\s,;|"\'`<>()\[\]{}:=&/]+'))
-_NUMBER = re.compile(r'(\d+[).:]|\d+\.)(?=[\d.])')
+_NUMBER = re.compile(r'\d+(?:[):]|\.(?!.*\.))(?=.)') # before a board; a point only where the blanks are no points
 
 class Words(NamedTuple):
     "A line cut into words."
@@ -174,8 +179,16 @@ class Words(NamedTuple):
 def _whole(word:str, sides:Sequence[int]) -> Reading|None:
     "The board that a word is."
     side = next((s for s in sides if s * s == len(word)), None)
+    if not side and (number := _NUMBER.match(word)):
+        word = word[number.end():]
+        side = next((s for s in sides if s * s == len(word)), None)
     found = digits_of(word, side) if side else None
     return found if found and found.grid is not None else None
+
+def _rows_among(words:list[str], found:list, sides:Sequence[int]) -> bool:
+    "Are small boards rather rows of a large one, as the words around them nearly are?"
+    length = min((len(board.grid) for _, board in found), default=0)
+    return length in sides and sum(abs(len(word) - length) < 2 for word in words) > len(found)
 
 def boards_in(text:str, # a tidy line
               sides:Sequence[int], # of the boards that are looked for, the largest first
@@ -186,5 +199,6 @@ def boards_in(text:str, # a tidy line
     raw = text if _SPACED.fullmatch(text) and ' ' in text and len({len(w) for w in text.split()}) > 1 else ''
     for words in ([raw], [bare], bare.split(), *(cut.split(bare) for cut in _CUTS)):
         found = [(i, board) for i, word in enumerate(words) if (board := _whole(word, sides))]
+        found = [] if _rows_among(words, found, sides) else found
         if not best or len(found) > len(best.boards): best = Words(found, words)
     return best

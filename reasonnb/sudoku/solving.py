@@ -16,22 +16,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core.config import UserError, unknown
 from ..core.own import output
 from ..core.places import expand, shipped
 from ..core.records import RunFolder, atomic, read_json, write_json
 from ..core.trainer import pick_device
-from .board import Box, agrees, box_for, is_solved, is_valid, to_line
+from .board import Box, agrees, is_solved, is_valid, to_line
 from .boards import make_splits
 from .deduction import LatticeConfig, build_lattice
 from .drawings import Found
 from .formats import _clash
 from .lattice import Lattice, lattice_flop
-from .reading import Reader, fault_of
 from .reasoner import Effort, reason
-from .solver import _place, _search, _tables, _work, prove
+from .refutation import few_solutions
+from .values import boards_from, shape_of
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #6ee35cd2
 def checkpoints(folder=None, # None: data/checkpoints of the repository
@@ -56,7 +55,8 @@ def ship(run_dir, # folder of a finished run of a lattice network
          **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
         ) -> Path: # of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
-    if not (Path(run_dir) / 'record.json').exists(): raise UserError(f'{run_dir} holds no finished run: there is no record.json')
+    if not (Path(run_dir) / 'record.json').exists():
+        raise UserError(f'{run_dir} holds no finished run: there is no record.json')
     folder = RunFolder(run_dir)
     record, state = read_json(folder.record), folder.load(folder.checkpoint)
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
@@ -105,12 +105,14 @@ class Solver(NamedTuple):
 # %% ../../nbs/sudoku/10d_solving.ipynb #b3cea74a
 def _read_pair(path:Path) -> tuple[dict, dict]: # weights and settings, description
     "Both files, if they are whole and belong together."
-    if not path.is_file(): raise UserError(f"no checkpoint {path}; restore it from git, or make it from a finished run with solving.ship")
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; restore it from git, or make it from a finished run with solving.ship")
     beside, content = path.with_suffix('.json'), path.read_bytes()
     if not beside.is_file():
         raise UserError(f'{path} is not a solver made by `ship`: {beside.name} is missing, which says what it is and lies beside it; a shipped pair is restored by git')
     about = read_json(beside)
-    if not isinstance(about, dict) or not {'sha256', 'search', 'config'} <= set(about): raise UserError(f'{path} is not a solver made by `ship`: {beside.name} describes none')
+    if not isinstance(about, dict) or not {'sha256', 'search', 'config'} <= set(about):
+        raise UserError(f'{path} is not a solver made by `ship`: {beside.name} describes none')
     if hashlib.sha256(content).hexdigest() != about['sha256']:
         raise UserError(f'{path} is not the file that {beside.name} describes: its SHA-256 differs (damaged, or of another run); restore both from git')
     try: return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True), about
@@ -135,7 +137,8 @@ def load_solver(box:Box|None=None, # of the boards to solve; None: that of the c
         network.load_state_dict(state['model'])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
-    if box and box != Box(*config.box): raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
+    if box and box != Box(*config.box):
+        raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
     return Solver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #f26d7bdd
@@ -154,90 +157,21 @@ class Solution:
 
     def __str__(self): return f"{to_line(self.answer if self.answer.any() else self.puzzle, self.box)} {self.verdict}"
 
-def _shape(cells:int, boxes:list[Box], box:Box|None=None) -> Box:
-    "The board of so many cells: the shape asked for, one that can be solved, the usual one."
-    known = [box, *boxes] if box else boxes
-    return next((b for b in known if b.cells == cells), None) or box_for(cells)
-
-# %% ../../nbs/sudoku/10d_solving.ipynb #f91c7662
-_SIDES = {4, 6, 9, 16} # digits of the boards that are recognised, whether there is a solver or not
-
-def _array_boards(a:np.ndarray, boxes:list[Box], box:Box|None) -> list[np.ndarray]: # `(cells,)` uint8 each
-    "Boards of an array: (cells,), (N, N), or many of them."
-    if a.dtype.kind not in 'iu': raise UserError(f'puzzles are {a.dtype}; whole numbers are needed, 0 for a blank')
-    sides = {b.N for b in (*boxes, *([box] if box else ()))} | _SIDES
-    square = a.ndim in (2, 3) and a.shape[-1] == a.shape[-2] and a.shape[-1] in sides
-    if square and a.ndim == 2 and a.shape[-1] in [s * s for s in sides]: # one board of 16x16, or sixteen of 4x4
-        if box is None and a.max() <= a.shape[-1] ** .5: raise UserError(f'puzzles have shape {a.shape}: one board or {len(a)}? say box=Box(rows, cols)')
-        square = box is None or box.N == a.shape[-1]
-    if not square and a.ndim not in (1, 2): raise UserError(f'puzzles have shape {a.shape}; (cells,), (N, N), (batch, cells) or (batch, N, N) is needed')
-    a = a.reshape(*a.shape[:-2], -1) if square else a
-    shape = _shape(a.shape[-1], boxes, box)
-    if a.size and not 0 <= a.min() <= a.max() <= shape.N:
-        raise UserError(f'puzzles hold digits from {a.min()} to {a.max()}, boards of {shape} boxes take 0 to {shape.N}')
-    return list(a.astype(np.uint8).reshape(-1, shape.cells))
-
-def _text_boards(lines:list[str], sides:set[int], prose:bool) -> list[np.ndarray]:
-    "Boards of lines; `prose`: may there be other lines between them?"
-    reader = Reader(sides)
-    found = reader.feed((i, line) for i, text in enumerate(lines, 1) for line in text.splitlines() or [''])
-    found += reader.end()
-    if bad := next((f for f in found if f.puzzle is None), None): raise UserError(fault_of(bad))
-    if reader.prose and (not found or not prose): raise UserError(f'{reader.first_prose} is no puzzle')
-    return [f.puzzle for f in found]
-
-# %% ../../nbs/sudoku/10d_solving.ipynb #d1a0b001
-def _boards(puzzles, boxes:list[Box], box:Box|None=None) -> list[np.ndarray]: # `(cells,)` uint8 each
-    "Puzzles of any form, one by one; `UserError` names the first that is none."
-    sides = {b.N for b in (*boxes, *([box] if box else ()))} | _SIDES
-    if isinstance(puzzles, str): return _text_boards(re.split('\r\n|\r|\n', puzzles), sides, prose=True)
-    if isinstance(puzzles, Tensor): puzzles = puzzles.cpu().numpy()
-    if hasattr(puzzles, 'to_numpy'): puzzles = puzzles.to_numpy() # of pandas
-    if isinstance(puzzles, np.ndarray):
-        if puzzles.dtype.kind not in 'USO': return _array_boards(puzzles, boxes, box)
-        puzzles = puzzles.tolist()
-    try: puzzles = list(puzzles)
-    except TypeError: raise UserError(f'puzzles are {type(puzzles).__name__}; lines, arrays or tensors are needed') from None
-    if puzzles and all(isinstance(p, str) for p in puzzles): return _text_boards(puzzles, sides, prose=False)
-    if (numbers := _numbers(puzzles)) is not None: return _array_boards(numbers, boxes, box)
-    found = []
-    for i, puzzle in enumerate(puzzles):
-        if isinstance(puzzle, (int, float, type(None))): raise UserError(f'puzzle {i + 1} is {puzzle!r}; a line, an array or a tensor is needed')
-        try: found += _boards(puzzle, boxes, box)
-        except UserError as e: raise UserError(f'puzzle {i + 1}: {e}') from None
-    return found
-
-def _numbers(values:list) -> np.ndarray|None:
-    "A nested list of whole numbers, None for a blank; None where it is something else."
-    def filled(v): return [filled(x) for x in v] if isinstance(v, (list, tuple)) else 0 if v is None else v
-    if not values or any(isinstance(v, (np.ndarray, Tensor)) for v in values): return None
-    try: found = np.array(filled(values))
-    except (ValueError, TypeError): return None # of different lengths
-    return found if found.dtype.kind in 'iu' else None
-
 # %% ../../nbs/sudoku/10d_solving.ipynb #be5dc542
 AGREEMENT = 2  # answers that must coincide, if nobody says otherwise
-_GUESSES = 20_000  # of the classical search, per board: some milliseconds, a second for 16x16
 
 def impossible(board:np.ndarray, # `(cells,)` uint8, 0 = blank
                box:Box, # box shape
               ) -> str: # '' if it is not known to be
     "Why a board has no solution, if its clues clash or a bounded classical search finds that there is none."
     if not is_valid(board, box): return f'the givens break the rules: {_clash(board, box)}'
-    if box.N > 16: return ''
-    t = _tables(box)
-    work = _work(t, 1)
-    stack, queue, _, order, stop = work
-    stack[0], stop[1] = t[-1], _GUESSES
-    if not _place(stack[0], t, board, order, queue): return 'no solution: proven by search'
-    count, guesses = _search(work, t, 0, np.empty(0, np.uint64), np.zeros_like(board))
-    return 'no solution: proven by search' if count == 0 and guesses < _GUESSES else ''
+    return 'no solution: proven by search' if box.N <= 16 and few_solutions(board, box, most=1) == 0 else ''
 
 def fits(board:np.ndarray, # `(cells,)` uint8, 0 = blank
-         box:Box, # box shape, of few cells
-        ) -> bool:
+         box:Box, # box shape
+        ) -> bool: # False as well where a bounded search does not tell
     "Has it exactly one solution under these boxes?"
-    return bool(is_valid(board, box)) and prove(board[None], box, workers=1)[1][0] == 1
+    return few_solutions(board, box) == 1
 
 # %% ../../nbs/sudoku/10d_solving.ipynb #d1a0b003
 def _turned(board:np.ndarray) -> np.ndarray:
@@ -284,7 +218,7 @@ def solve(puzzles, # a text, an array or tensor of boards `(cells,)` or `(N, N)`
          ) -> list[Solution]: # one a puzzle, in order
     "Solve puzzles; an answer keeps rules and givens, or there is none. A bounded classical search finds the impossible ones before."
     loader = _loader(checkpoint, device)
-    return _solve(_boards(puzzles, loader[0], box), loader, dict(chains=chains, agreement=agreement, seed=seed), box)
+    return _solve(boards_from(puzzles, loader[0], box), loader, dict(chains=chains, agreement=agreement, seed=seed), box)
 
 def solver_shape(box:Box, boxes:Iterable[Box]) -> Box|None: # None: it cannot be solved
     "The shape of the solver for these boxes: their own, or that on its side."
@@ -300,7 +234,7 @@ def _solve(boards:list[np.ndarray], loader:tuple, effort:dict, box:Box|None=None
     out, groups = [None] * len(boards), {}
     for i, board in enumerate(boards): groups.setdefault(len(board), []).append(i)
     for cells, rows in groups.items():
-        shape = _shape(cells, boxes, box)
+        shape = shape_of(cells, boxes, box)
         solver = solver_of(solver_shape(shape, boxes) or shape)
         found = solve_with(solver, [boards[i] for i in rows], solver.effort(**effort), shape)
         for i, one in zip(rows, found): out[i] = one
@@ -312,13 +246,14 @@ def solve_lines(portions:Iterable[list[Found]], # from `read_stream`
                 first:int=4, # puzzles in the first block
                 most:int=256, # in a block
                 device:str='cpu', **effort, # as for `solve`
-               ) -> Iterator[tuple[Found, Solution|None]]: # None for lines without a board, or one that cannot be solved
+               # None for lines without a board, or one that cannot be solved
+               ) -> Iterator[tuple[Found, Solution|None]]:
     "Solve as the lines come; order is kept."
     size, loader, effort = first, _loader(checkpoint, device), dict(agreement=AGREEMENT) | effort
     boxes = loader[0]
     def solvable(line:Found) -> Found:
-        if line.puzzle is None or solver_shape(_shape(len(line.puzzle), boxes, box), boxes): return line
-        shape, others = _shape(len(line.puzzle), boxes, box), ', '.join(map(str, boxes))
+        if line.puzzle is None or solver_shape(shape_of(len(line.puzzle), boxes, box), boxes): return line
+        shape, others = shape_of(len(line.puzzle), boxes, box), ', '.join(map(str, boxes))
         return line._replace(puzzle=None, fault=f'a board of {shape} boxes; there are solvers for {others}')
     for lines in portions:
         while lines:

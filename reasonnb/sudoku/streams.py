@@ -33,7 +33,8 @@ def encoding_of(head:bytes, # first bytes, some thousand if there are so many
     if odd > half and even == 0: return 'utf-16-le', 0
     if even > half and odd == 0: return 'utf-16-be', 0
     control = len(re.findall(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]', head))
-    if b'\0' in head or control > len(head) / 8: raise UserError(f'{name} is no text file; unpack it if it is an archive')
+    if b'\0' in head or control > len(head) / 8:
+        raise UserError(f'{name} is no text file; unpack it if it is an archive')
     return '', 0
 
 # %% ../../nbs/sudoku/04a_streams.ipynb #2b3bca32
@@ -59,7 +60,8 @@ def whole_lines(pieces:Iterable[bytes], # a stream as it comes
         block = rest + raw
         cut = block.rfind(b'\n') + 1
         rest = block[cut:]
-        if len(rest) > _LONGEST: raise UserError(f'{name} is no text file: a line of more than {_LONGEST >> 20} million signs')
+        if len(rest) > _LONGEST:
+            raise UserError(f'{name} is no text file: a line of more than {_LONGEST >> 20} million signs')
         if cut: yield block[:cut]
     if rest: yield rest + b'\n'
 
@@ -93,7 +95,8 @@ def read_blocks(path, # a text file, possibly compressed by gzip
             def pieces():
                 while True:
                     try: new = file.read(size)
-                    except (EOFError, OSError, zlib.error) as e: raise UserError(f'{path} cannot be read ({e}); fetch it again') from e
+                    except (EOFError, OSError, zlib.error) as e:
+                        raise UserError(f'{path} cannot be read ({e}); fetch it again') from e
                     bar.update(raw.tell() - bar.n)
                     if not new: return
                     yield new
