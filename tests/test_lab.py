@@ -148,12 +148,12 @@ class Lab:
 
     def run_to_the_end(self) -> list:
         "Run all cells until the last one has outputs; cells that are not on the screen are seen in the file only."
-        start = time.monotonic()
-        for limit in (60, 240):  # a click that came before the kernel was there is lost; a person clicks again
-            self.run_all()
-            while not (outputs := self.save())[-1] and time.monotonic() < start + limit: time.sleep(1)
-            if any(outputs): break
-        while not (outputs := self.save())[-1] and time.monotonic() < start + 240: time.sleep(1)
+        start, clicked = time.monotonic(), 0
+        while not (outputs := self.save())[-1] and time.monotonic() < start + 240:
+            if not any(outputs) and time.monotonic() > start + 60 * clicked:  # a click before the kernel was there is lost
+                self.run_all()
+                clicked += 1
+            time.sleep(1)
         self.idle()
         return outputs
 
