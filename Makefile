@@ -22,7 +22,7 @@ run: .venv/ok ## install, run the main sweep, print table, figure and verdicts (
 test: .venv/ok ## install, check that notebooks and package agree, run all tests
 	$(BIN)/ruff check --no-cache
 	$(BIN)/python tests/no_diff.py
-	$(BIN)/pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env tests $(LOGS)
+	$(BIN)/pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --durations=40 tests $(LOGS)
 
 # The whole repository can be reached, `reasonnb` is on the PATH of cells and terminals (a login shell would reset it), and root, as in a container, is let in.
 lab: .venv/ok ## open JupyterLab on its start page

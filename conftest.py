@@ -2,9 +2,10 @@
 import pytest
 
 # Units of work by their cost, dearest first: the last ones to start are short, and two workers end together.
-DEAR = ('08e_dynamics', 'test_site', 'test_runs', 'test_sweeps', 'test_dynamics', 'test_equilibrium', 'test_trainer',
-        'test_solving', 'test_cli', 'test_parallel', '01_lattice', '02_recurrence', '08_curricula', 'jobs/lattice',
-        '05_lessons', '03_block', '02_sweeps', '03_solver', '01_symmetry', '10d_solving', '01_runs', '12_benchmark')
+DEAR = ('08e_dynamics', 'test_site', 'test_lab', 'test_runs', 'test_own_records', 'test_sweeps', 'test_dynamics', 'test_equilibrium',
+        'test_trainer', 'test_solving', 'test_cli', 'test_package', '02_gradient', '09_other', 'test_parallel', '12_test_time',
+        '01_lattice', '05_lessons', '02_recurrence', '08_curricula', '03_block', '04_practice', '01_beta', 'test_places', 'test_reader',
+        'jobs/lattice', '13_memory', 'test_collection', '02_sweeps', '03_solver', '01_symmetry', '10d_solving', '01_runs', '12_benchmark')
 
 
 @pytest.fixture
