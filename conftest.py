@@ -1,4 +1,7 @@
 """What notebooks and tests need of pytest."""
+import os
+import shutil
+
 import pytest
 
 # Units of work by their cost, dearest first: the last ones to start are short, and two workers end together.
@@ -16,6 +19,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync')
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    "Headless Chromium, the one of the system."
+    def without(reason): return pytest.fail(reason) if os.environ.get('CI') else pytest.skip(reason)
+    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not program: without('no chromium, chromium-browser or google-chrome on the PATH')
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: without("playwright is not installed: pip install -e '.[dev]'")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, headless=True, args=FLAGS.split())
+        yield browser
+        browser.close()
 
 
 def _cost(unit):

@@ -17,7 +17,6 @@ import pytest
 import notebook_form
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 LIBRARY, NARRATIVE, JOB = "nbs/core/05_records.ipynb", "nbs/logs/beyond/00_watch.ipynb", "nbs/jobs/sudoku.ipynb"
 
 
@@ -105,19 +104,6 @@ def address(copy):
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    def without(reason): return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not program: without("no chromium, chromium-browser or google-chrome on the PATH")
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: without("playwright is not installed: pip install -e '.[dev]'")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, headless=True, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 class Lab:

@@ -185,23 +185,6 @@ def test_a_missing_tool_is_named(small, monkeypatch):
     with pytest.raises(UserError, match='the docs need zensical: pip install'): site.build(ledger=EMPTY)
 
 
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
-
-
-@pytest.fixture(scope='module')
-def chromium():
-    "Headless Chromium, the one of the system."
-    def without(reason): return pytest.fail(reason) if os.environ.get('CI') else pytest.skip(reason)
-    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not program: without('no chromium, chromium-browser or google-chrome on the PATH')
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: without("playwright is not installed: pip install -e '.[dev]'")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, headless=True, args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope='module')
 def address(built):
     "The site as served below some path of a web server."

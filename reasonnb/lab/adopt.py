@@ -6,7 +6,6 @@
 __all__ = ['run_of', 'adopt']
 
 # %% ../../nbs/lab/03a_adopt.ipynb #59663720
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from .runs import Run, finished, plan
 def run_of(record:dict) -> Run:
     "The run that a record is of, as it would be planned now; UserError where the catalogue has changed too much."
     about = [record[key] for key in ('experiment', 'scale', 'seed')]
-    plain = json.loads(json.dumps(catalogue.resolve(about[0], about[1], seed=about[2]).to_dict()))
+    plain = catalogue.resolve(about[0], about[1], seed=about[2]).to_dict()
     return plan(*about, {key: value for key, value in record.get('config', {}).items() if value != plain.get(key)})
 
 def _fault(path:Path, record:dict, named:bool # its experiment was asked for
@@ -40,10 +39,15 @@ def _text(record:dict) -> str:
     name = headline(record)
     return f"{record.get('finished') or 'no date'}, {name} {record['metrics'].get(name)}"
 
+def _place(path:Path # of an own record
+          ) -> Path:
+    "Where the reference of the same run lies, or would lie."
+    return own_folder().parent/path.relative_to(own_folder())
+
 def _copy(path:Path) -> str: # what was done
     "Put an own record into the place of the reference, all or nothing."
     from reasonnb.core.records import atomic  # imports torch
-    place = own_folder().parent/path.relative_to(own_folder())
+    place = _place(path)
     try: before = f'replaces {_text(read_record(place))}' if place.exists() else 'new'
     except UserError: before = 'replaces a damaged record'
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ def adopt(slugs:Iterable[str]=(), # experiments, or none for all
     for path, record in found:
         named = (record['experiment'], record['scale']) in names
         if not (named or not names) or scale not in (None, record['scale']) or log not in (None, record.get('log')): continue
-        place = own_folder().parent/path.relative_to(own_folder())
+        place = _place(path)
         if place.is_file() and place.read_bytes() == path.read_bytes(): continue
         fault = _fault(path, record, named)
         if fault: left.append(f'{path.parent.relative_to(catalogue.root())}: {fault}')
