@@ -68,7 +68,8 @@ def test_a_failing_notebook_is_named_last_and_a_slow_one_still_counts(tmp_path):
     said = start(folder, '-n', '2').communicate(timeout=300)[0]
     assert (folder/'slow').exists() and '1 failed, 2 passed' in said
     assert 'AssertionError: arithmetic' in said and 'quick.ipynb failed' in said
-    assert 'FAILED test_notebooks.py::test_notebook[quick]' in said.splitlines()[-2], said
+    summary = said.partition('short test summary info')[2]
+    assert 'FAILED test_notebooks.py::test_notebook[quick]' in summary, said
 
 
 @pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGKILL])

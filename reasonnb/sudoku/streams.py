@@ -28,14 +28,18 @@ def encoding_of(head:bytes, # first bytes, some thousand if there are so many
         if head.startswith(mark): return encoding.replace('utf-8', ''), len(mark)
     what = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), '')
     if what: raise UserError(f'{name} is no text file but {what}; give the text itself')
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    half = .4 * len(head) / 2
-    if odd > half and even == 0: return 'utf-16-le', 0
-    if even > half and odd == 0: return 'utf-16-be', 0
     control = len(re.findall(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]', head))
-    if b'\0' in head or control > len(head) / 8:
-        raise UserError(f'{name} is no text file; unpack it if it is an archive')
-    return '', 0
+    if b'\0' not in head and control <= len(head) / 8: return '', 0
+    plain = {encoding: _plain_share(head, encoding) for encoding in ('utf-16-le', 'utf-16-be')}
+    likely = max(plain, key=plain.get)
+    if b'\0' in head and plain[likely] > .9: return likely, 0
+    raise UserError(f'{name} is no text file; unpack it if it is an archive')
+
+def _plain_share(head:bytes, encoding:str) -> float:
+    "Share of signs that a puzzle file could have: letters of the West, punctuation, strokes of a drawing."
+    signs = head[:len(head) // 2 * 2].decode(encoding, 'replace')
+    western = [sign for sign in signs if sign < '\u0250' or '\u2010' <= sign < '\u2800']
+    return sum(sign.isprintable() or sign.isspace() for sign in western) / max(len(signs), 1)
 
 # %% ../../nbs/sudoku/04a_streams.ipynb #2b3bca32
 _LONGEST = 1 << 26 # bytes of a line
