@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make run` and `make test`. Everything lives in .venv; `make clean` removes it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-SWEEP ?= nbs/jobs/iteration.yaml
+SWEEP ?= nbs/jobs/sweeps/iteration.yaml
 LOGS := $(wildcard nbs/logs/*/*.ipynb)
 # one thread per process: two torch threads on two small cores are slower than one
 export OMP_NUM_THREADS ?= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch, typer
 import torch.nn.functional as F
 
-from reasonnb.equilibrium.energy import EnergyTransformer
+from reasonnb.systems.equilibrium.energy import EnergyTransformer
 
 SHAPES = {'digits': (128, {}), 'mnist': (256, dict(image=(1, 28, 28), patch=10, stride=6, width=64, heads=4, size=16, hidden=256))}  # batch, network
 

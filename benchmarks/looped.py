@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from reasonnb.sudoku.board import Box
 from reasonnb.sudoku.generator import generate
-from reasonnb.sudoku.looped import LoopedTransformer, forward_flop, looped_loss
+from reasonnb.systems.looped.transformer import LoopedTransformer, forward_flop, looped_loss
 
 
 @dataclass(frozen=True)

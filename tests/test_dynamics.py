@@ -9,14 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reasonnb.core.config import UserError
 from reasonnb.core.statistics import wilson
-from reasonnb.sudoku import dynamics
+from reasonnb.nn import dynamics
 from reasonnb.sudoku.board import Box, is_solved
-from reasonnb.sudoku.carries import ANSWERS, CARRIES
-from reasonnb.sudoku.dynamics import (from_vector, precision_gap, push, quiet, select, solve_adaptively, spectral_radius, stability, state_after,
-                                      to_vector, trajectory, travels)
+from reasonnb.systems.looped.recurrence import ANSWERS, CARRIES
+from reasonnb.nn.dynamics import (from_vector, precision_gap, push, quiet, select, solve_adaptively, spectral_radius,
+                                  stability, state_after, to_vector, trajectory, travels)
 from reasonnb.sudoku.generator import generate
-from reasonnb.sudoku.looped import Looped, LoopedTransformer, State
-from reasonnb.sudoku.nested import NestedNetwork
+from reasonnb.nn.loop import Looped, State
+from reasonnb.systems.looped.transformer import LoopedTransformer
+from reasonnb.systems.looped.nested import NestedNetwork
 
 BOX = Box(2, 2)
 

@@ -12,14 +12,15 @@ from hypothesis import given, settings, strategies as st
 from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.places import data_folders, seek
-from reasonnb.equilibrium import data
-from reasonnb.equilibrium.data import MNIST, digits, load, mnist, read_idx, shifted, to_idx
-from reasonnb.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
-from reasonnb.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
-from reasonnb.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope, pulled_gradients, saved_bytes, stepwise_updates,
-                                          summands_through_time, tiny)
-from reasonnb.equilibrium.relaxation import asymmetry, check, relax, spectral_radius
-from reasonnb.equilibrium.vector_field import CrossBlock, SelfBlock
+from reasonnb.images import datasets as data
+from reasonnb.images.datasets import MNIST, digits, load, mnist, read_idx, shifted, to_idx
+from reasonnb.systems.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
+from reasonnb.systems.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
+from reasonnb.systems.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope,
+                                                  pulled_gradients, stepwise_updates, summands_through_time, tiny)
+from reasonnb.nn.activation_memory import saved_bytes
+from reasonnb.nn.fixed_points import asymmetry, check, relax, contraction_rate
+from reasonnb.systems.equilibrium.vector_field import CrossBlock, SelfBlock
 
 ENERGIES, BLOCKS = ('softmax', 'linear', 'none'), ('cross', 'cross_tokens', 'self')
 EXACT = EXACTLY.replace(iterations=600, nudged_iterations=600)
@@ -188,7 +189,7 @@ def test_not_a_number_and_expanding_maps_stop_with_a_reason():
     start = torch.ones(2, 1).double()
     wild = relax(lambda h: -3 * h + 1, start, iterations=60, tolerance=1e-6)
     with pytest.raises(TrainingError, match='does not contract for 2 of 2'): check(wild)
-    assert spectral_radius(lambda h: -3 * h + 1, start, damping=1.).tolist() == pytest.approx([3, 3])
+    assert contraction_rate(lambda h: -3 * h + 1, start, damping=1.).tolist() == pytest.approx([3, 3])
 
 
 def test_clipping_makes_a_map_contract_and_is_idempotent():

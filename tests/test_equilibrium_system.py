@@ -6,9 +6,9 @@ import torch
 from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.trainer import fit
-from reasonnb.equilibrium import data
-from reasonnb.equilibrium.claims import CLAIMS
-from reasonnb.equilibrium.task import EquilibriumTask
+from reasonnb.images import datasets as data
+from reasonnb.systems.equilibrium.claims import CLAIMS
+from reasonnb.systems.equilibrium.task import EquilibriumTask
 from reasonnb.lab.catalogue import canonical, experiments, missing, resolve, system_of
 from reasonnb.lab.claims import ledger, orderings
 

@@ -4,10 +4,10 @@ import torch
 from reasonnb.core.config import UserError
 from reasonnb.core.trainer import fit
 from reasonnb.lab.catalogue import canonical, experiments, resolve, system_of
-from reasonnb.sudoku.boards import Boards
-from reasonnb.sudoku.tasks import SudokuTask, build_task
+from reasonnb.sudoku.splits import Boards
+from reasonnb.systems.looped.task import SudokuTask, build_task
 
-SLUGS = [slug for slug in experiments() if system_of(slug).name == 'sudoku' and canonical(slug) == slug]
+SLUGS = [slug for slug in experiments() if system_of(slug).name == 'looped' and canonical(slug) == slug]
 
 
 def tasks(): return [SudokuTask(resolve('baseline', 'smoke', seed=seed)) for seed in (0, 3)]

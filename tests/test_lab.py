@@ -17,7 +17,7 @@ import pytest
 import notebook_form
 
 ROOT = Path(__file__).parents[1]
-LIBRARY, NARRATIVE, JOB = "nbs/core/05_records.ipynb", "nbs/logs/beyond/00_watch.ipynb", "nbs/jobs/sudoku.ipynb"
+LIBRARY, NARRATIVE, JOB = "nbs/core/06_records.ipynb", "nbs/logs/lattice/00_watch.ipynb", "nbs/jobs/looped.ipynb"
 
 
 def notebook(*cells: str, outputs=()) -> str:
@@ -236,7 +236,7 @@ def test_progress_interrupt_and_errors_are_short_and_say_what_to_do(lab):
 
 
 FILM = """from reasonnb.sudoku.board import Box
-from reasonnb.sudoku.watching import Film, Frame
+from reasonnb.systems.lattice.trace import Film, Frame
 Film([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], Box(2, 3))"""
 
 
@@ -244,7 +244,7 @@ Film([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], Box(2,
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_film_is_a_still_until_it_may_run_and_then_has_its_keys(lab, theme):
     from reasonnb.sudoku.board import Box
-    from reasonnb.sudoku.watching import Film, Frame
+    from reasonnb.systems.lattice.trace import Film, Frame
     settings = lab.root / "home" / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {theme}"}))

@@ -9,11 +9,12 @@ from torch.profiler import ProfilerActivity, profile
 from reasonnb.core.config import UserError
 from reasonnb.core.gradients import Batch, accumulate_gradients
 from reasonnb.core.optimizers import make_optimizer
-from reasonnb.sudoku.config import SudokuConfig
-from reasonnb.sudoku.looped import looped_loss
-from reasonnb.sudoku.memory import (GIB, RESERVE, GPUKernels, check_memory, checkpointed, footprint, measure_activations, needed_accumulation,
-                                    predict_memory, saved_bytes)
-from reasonnb.sudoku.tasks import build_model
+from reasonnb.systems.looped.config import SudokuConfig
+from reasonnb.systems.looped.transformer import looped_loss
+from reasonnb.systems.looped.memory import (GIB, RESERVE, check_memory, checkpointed, footprint, measure_activations,
+                                            needed_accumulation, predict_memory)
+from reasonnb.nn.activation_memory import GPUKernels, saved_bytes
+from reasonnb.systems.looped.task import build_model
 
 SMALL = dict(box=(2, 3), d_model=32, layers=2, heads=2, d_ff=64)
 

@@ -222,8 +222,8 @@ from reasonnb.lab.cli import app
 from reasonnb.lab.results import load_records
 import matplotlib.pyplot as plt
 from reasonnb.lab.figures import save
-from reasonnb.sudoku.benchmark import report_path
-from reasonnb.sudoku.solving import load_solver
+from reasonnb.systems.lattice.benchmark import report_path
+from reasonnb.systems.lattice.neural_solver import load_solver
 from reasonnb.sudoku.board import Box
 def dirty(): return subprocess.run(['git', 'status', '--porcelain'], capture_output=True, text=True).stdout
 def shell(*words):

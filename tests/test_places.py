@@ -26,11 +26,11 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
-@pytest.mark.parametrize('words', ['list', 'show start', 'run start', 'sweep nbs/jobs/both.yaml', 'results', 'claims', 'docs', f'solve {LINE}'])
+@pytest.mark.parametrize('words', ['list', 'show start', 'run start', 'sweep nbs/jobs/sweeps/both.yaml', 'results', 'claims', 'docs', f'solve {LINE}'])
 @pytest.mark.parametrize('named', [False, True], ids=['inside', 'named'])
 def test_a_root_with_other_code_is_refused(clone, words, named, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path if named else clone / 'nbs' / 'jobs')
-    monkeypatch.setenv('REASONNB_SYSTEMS', 'reasonnb.sudoku.experiments')
+    monkeypatch.setenv('REASONNB_SYSTEMS', 'reasonnb.systems.looped.experiments')
     monkeypatch.setenv('REASONNB_ROOT', str(clone)) if named else monkeypatch.delenv('REASONNB_ROOT', raising=False)
     before = files(tmp_path)
     done = CliRunner().invoke(app, words.split())
@@ -104,7 +104,7 @@ sys.path.insert(0, 'TESTS')
 from reasonnb.core.config import UserError
 from reasonnb.lab import cli, sweeps
 from reasonnb.sudoku.datasets import load
-from reasonnb.sudoku.solving import solve
+from reasonnb.systems.lattice.neural_solver import solve
 from toy_task import train
 try: train(Path('FOLDER') / 'run', 'steps=2')
 except UserError as e: print(e)

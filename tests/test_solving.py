@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
-from reasonnb.sudoku import benchmark
+from reasonnb.systems.lattice import benchmark
 from reasonnb.sudoku.board import Box, agrees, is_solved, to_line, to_lines
 from reasonnb.sudoku.generator import generate
-from reasonnb.sudoku.solving import checkpoints, load_solver, solve
+from reasonnb.systems.lattice.neural_solver import checkpoints, load_solver, solve
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = Box(2, 3)

@@ -37,7 +37,7 @@ def sections(log:str|None=None, # one log, or None for all
     return table[table['log'] == log].reset_index(drop=True)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
-SYSTEMS = ('reasonnb.sudoku.experiments', 'reasonnb.sudoku.lattice_experiments', 'reasonnb.equilibrium.experiments')
+SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments', 'reasonnb.systems.equilibrium.experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM
