@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from reasonnb.sudoku.board import Box
+from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate
 from reasonnb.systems.looped.transformer import LoopedTransformer, forward_flop, looped_loss
 
@@ -102,9 +102,9 @@ class Clock:
         if self.cuda: torch.cuda.synchronize()
         return time.perf_counter() if self.cuda else time.process_time()
     def __call__(self, call, n=1):
-        start = self.now()
+        start = self.next_input()
         for _ in range(n): call()
-        return (self.now() - start) / n
+        return (self.next_input() - start) / n
 
 
 def limit(device, dtype) -> dict[str, float]:
@@ -170,7 +170,7 @@ def contestants(compiled:bool) -> dict[str, Callable]: # name -> what makes the 
 def measure(shape:Shape, device, rounds, steps, compiled, limits) -> tuple[list[dict], dict]: # a row per contestant, where time goes
     "All contestants at one shape."
     torch.manual_seed(0)
-    box, dtype = Box(*shape.box), torch.bfloat16 if device == 'cuda' else torch.float32
+    box, dtype = BoardShape(*shape.box), torch.bfloat16 if device == 'cuda' else torch.float32
     data = [torch.as_tensor(a).to(device) for a in generate(shape.batch, box, seed=0)[:2]]
     model = LoopedTransformer(box, shape.d_model, shape.layers, shape.heads, shape.d_ff)
     encoder, model = EncoderLoop(box, shape).take(model).to(device), model.to(device)

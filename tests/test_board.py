@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from reasonnb.core.config import UserError
-from reasonnb.sudoku.board import (Box, agrees, box_for, from_text, is_solved, is_valid, parse, parse_lines, to_line,
+from reasonnb.sudoku.board import (BoardShape, agrees, box_for, from_text, is_solved, is_valid, parse, parse_lines, to_line,
                                    to_lines, to_text)
 from reasonnb.sudoku.display import GIVEN, WRONG, cell_kinds, show
 from reasonnb.sudoku.symmetry import grid_class, random_symmetry, relabel_digits
 
-SHAPES = [Box(2, 2), Box(2, 3), Box(3, 2), Box(3, 3), Box(1, 5), Box(2, 4), Box(3, 4), Box(4, 4)]
+SHAPES = [BoardShape(2, 2), BoardShape(2, 3), BoardShape(3, 2), BoardShape(3, 3), BoardShape(1, 5), BoardShape(2, 4), BoardShape(3, 4), BoardShape(4, 4)]
 boxes = st.sampled_from(SHAPES)
 seeds = st.integers(0, 2**31)
 quick = settings(max_examples=40, deadline=None)
@@ -80,7 +80,7 @@ def test_a_foreign_character_is_named_with_its_place(box, seed, data):
 @given(st.integers(0, 300).filter(lambda n: n not in (16, 36, 81, 256)))
 def test_a_wrong_length_is_named(n):
     with pytest.raises(UserError, match=f'^{n} cells'): parse('.' * n)
-    with pytest.raises(UserError, match=f'{n} characters, a board of 3x3 boxes has 81'): parse('.' * n, Box(3, 3))
+    with pytest.raises(UserError, match=f'{n} characters, a board of 3x3 boxes has 81'): parse('.' * n, BoardShape(3, 3))
 
 
 @quick
@@ -100,7 +100,7 @@ def test_validity_agrees_with_the_plain_rules(box, seed, dtype):
 
 
 def test_validity_across_block_borders():
-    grids = np.repeat(pattern(Box(2, 2))[None], 10_000, 0)
+    grids = np.repeat(pattern(BoardShape(2, 2))[None], 10_000, 0)
     for bad in (0, 4095, 4096, 9999): grids[bad, 0] = grids[bad, 1]
     assert np.flatnonzero(~is_valid(grids)).tolist() == [0, 4095, 4096, 9999]
 
@@ -152,7 +152,7 @@ def swaps(box):
     if box.rows == box.cols: yield cells.T.ravel()
 
 
-@pytest.mark.parametrize('box, grids_known, classes_known', [(Box(2, 2), 288, 2), (Box(2, 3), 28_200_960, 49)], ids=str)
+@pytest.mark.parametrize('box, grids_known, classes_known', [(BoardShape(2, 2), 288, 2), (BoardShape(2, 3), 28_200_960, 49)], ids=str)
 def test_grid_class_is_exact_on_small_boards(box, grids_known, classes_known):
     "The fingerprint separates exactly the orbits found by walking from grid to grid with the elementary moves."
     grids = all_grids(box)
@@ -192,11 +192,11 @@ def test_grid_class_agrees_with_the_listed_classes(name, classes_listed):
     classes = grid_class(grids)
     assert len(set(classes)) == len(set(listed)) == len(set(zip(classes, listed))) == classes_listed
     some = torch.from_numpy(grids[:2000])
-    assert (grid_class(random_symmetry(Box(3, 3), len(some), torch.Generator().manual_seed(1))(some)) == classes[:2000]).all()
+    assert (grid_class(random_symmetry(BoardShape(3, 3), len(some), torch.Generator().manual_seed(1))(some)) == classes[:2000]).all()
 
 
 def test_grid_class_wants_solutions():
-    grids = np.stack([pattern(Box(3, 3))] * 3); grids[1, 5] = 0
+    grids = np.stack([pattern(BoardShape(3, 3))] * 3); grids[1, 5] = 0
     with pytest.raises(UserError, match='grid 1 is not a solved grid'): grid_class(grids)
 
 

@@ -57,7 +57,7 @@ def verdict_of(world, tmp_path, claim_id):
 
 
 def test_every_claim_gets_a_verdict_when_all_has_run(world, tmp_path):
-    rng, rows = np.random.default_rng(0), claims.orderings()
+    rng, rows = np.random.default_rng(0), claims.claims_table()
     metrics = sorted(set(rows['metric']) - {'hours'})
     for slug in sorted(world.known):
         for seed in range(3):
@@ -147,7 +147,7 @@ def test_what_is_judged_by_the_plain_metric_is_what_the_log_compared():
     "Where the log prints both sides, the difference of its main values is the claim's margin, unless the claim is listed as special."
     # the log compares peaks where the statement does not say so; prints several values of one thing; states a number as such
     known = {'st_sam_closes_gap', 'st_sam_ceiling', 'st_sam_gain_shrinks', 'cg_accum_equals_big_batch'}
-    rows = claims.orderings()
+    rows = claims.claims_table()
     rows = rows[rows['relation'].isin(['>', '<', '>=', '~=']) & rows['margin'].notna() & (rows['status'] != 'target')]
     checked = 0
     for claim in rows.to_dict('records'):

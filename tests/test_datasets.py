@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from reasonnb.core.config import UserError
-from reasonnb.core.places import data_folders, writable
+from reasonnb.core.paths import data_folders, writable
 from reasonnb.sudoku import datasets, formats
-from reasonnb.sudoku.board import Box, agrees, is_solved, to_lines
+from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_lines
 from reasonnb.sudoku.datasets import PuzzleSet, find, load, split_by_class
 from reasonnb.sudoku.formats import FAULTS, Report, convert, read_chunks
 from reasonnb.sudoku.generator import generate
@@ -20,7 +20,7 @@ from reasonnb.sudoku.tables import LAYOUTS
 from reasonnb.sudoku.symmetry import grid_class, random_symmetry
 
 READ_BLOCKS = formats.read_blocks
-NINE, SIX, FOUR = Box(3, 3), Box(2, 3), Box(2, 2)
+NINE, SIX, FOUR = BoardShape(3, 3), BoardShape(2, 3), BoardShape(2, 2)
 LISTS = next((f / 'sudoku' for f in data_folders() if (f / 'sudoku' / 'clue17.csv').exists()), None)
 needs_lists = pytest.mark.skipif(LISTS is None, reason='the public lists are not here')
 
@@ -241,7 +241,7 @@ TWO = """
     from pathlib import Path
     from reasonnb.core import locks
     from reasonnb.sudoku import datasets
-    from reasonnb.sudoku.board import Box
+    from reasonnb.sudoku.board import BoardShape
     folder, lock = Path(sys.argv[1]), sys.argv[2] == 'lock'
     if not lock: locks.fcntl = None
     real = datasets.generate
@@ -254,7 +254,7 @@ TWO = """
     datasets._code = lambda: 'same'
     (folder / f'ready-{sys.argv[3]}').touch()
     while len(list(folder.glob('ready-*'))) < 2: time.sleep(0.001)
-    puzzles = datasets.load('generated', Box(2, 2), 200, data=folder)
+    puzzles = datasets.load('generated', BoardShape(2, 2), 200, data=folder)
     print(json.dumps([puzzles.hash, int(puzzles.puzzles.sum()), len(puzzles)]))
 """
 
@@ -294,10 +294,10 @@ def test_a_full_disk_is_one_line_and_mends(boards, tmp_path):
         import json, resource, sys
         from reasonnb.core.config import UserError
         from reasonnb.sudoku import datasets
-        from reasonnb.sudoku.board import Box
-        datasets.generate(10, Box(2, 3)), datasets.prove(datasets.generate(10, Box(2, 3))[0], Box(2, 3)) # compiled before the limit
+        from reasonnb.sudoku.board import BoardShape
+        datasets.generate(10, BoardShape(2, 3)), datasets.prove(datasets.generate(10, BoardShape(2, 3))[0], BoardShape(2, 3)) # compiled before the limit
         if sys.argv[2] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        try: print(json.dumps(len(datasets.load('generated', Box(2, 3), 2000, data=sys.argv[1]))))
+        try: print(json.dumps(len(datasets.load('generated', BoardShape(2, 3), 2000, data=sys.argv[1]))))
         except UserError as e: print(json.dumps(str(e)))
     """
     message = finished(script(code, tmp_path, 'full'))

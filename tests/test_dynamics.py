@@ -10,16 +10,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reasonnb.core.config import UserError
 from reasonnb.core.statistics import wilson
 from reasonnb.nn import dynamics
-from reasonnb.sudoku.board import Box, is_solved
-from reasonnb.systems.looped.recurrence import ANSWERS, CARRIES
-from reasonnb.nn.dynamics import (from_vector, precision_gap, push, quiet, select, solve_adaptively, spectral_radius,
-                                  stability, state_after, to_vector, trajectory, travels)
+from reasonnb.sudoku.board import BoardShape, is_solved
+from reasonnb.systems.looped.recurrence import READOUTS, RECURRENCES
+from reasonnb.nn.dynamics import (from_vector, precision_gap, push, eval_mode, select, solve_adaptively, spectral_radius,
+                                  stability, state_after, to_vector, trajectory, state_parts)
 from reasonnb.sudoku.generator import generate
 from reasonnb.nn.loop import Looped, State
 from reasonnb.systems.looped.transformer import LoopedTransformer
 from reasonnb.systems.looped.nested import NestedNetwork
 
-BOX = Box(2, 2)
+BOX = BoardShape(2, 2)
 
 
 class Loop(Looped):
@@ -29,11 +29,11 @@ class Loop(Looped):
         self.f, self.first, self.anchor = f, first, nn.Parameter(torch.zeros(()))
 
     def start(self, puzzles):
-        return State(puzzles, puzzles, notes=torch.zeros(*puzzles.shape, 1, device=puzzles.device, dtype=self.anchor.dtype) + self.first)
+        return State(puzzles, puzzles, hidden=torch.zeros(*puzzles.shape, 1, device=puzzles.device, dtype=self.anchor.dtype) + self.first)
 
     def step(self, state):
-        s = self.f(state.notes)
-        return torch.cat([torch.full_like(s, 0.5), s], -1), state._replace(notes=s, iteration=state.iteration + 1)
+        s = self.f(state.hidden)
+        return torch.cat([torch.full_like(s, 0.5), s], -1), state._replace(hidden=s, iteration=state.iteration + 1)
 
 
 class Matrices(Looped):
@@ -42,11 +42,11 @@ class Matrices(Looped):
         super().__init__()
         self.matrices = nn.Parameter(matrices)
 
-    def start(self, puzzles): return State(puzzles, puzzles, notes=torch.ones(self.matrices.shape[:2]))
+    def start(self, puzzles): return State(puzzles, puzzles, hidden=torch.ones(self.matrices.shape[:2]))
 
     def step(self, state):
-        s = torch.einsum('bij,bj->bi', self.matrices, state.notes)
-        return s[:, None], state._replace(notes=s)
+        s = torch.einsum('bij,bj->bi', self.matrices, state.hidden)
+        return s[:, None], state._replace(hidden=s)
 
 
 @pytest.fixture(scope='module')
@@ -65,9 +65,9 @@ def dense(model, state, row):
         return torch.func.jacrev(lambda x: to_vector(model.step(from_vector(x[None], one))[1])[0])(to_vector(one)[0]).detach()
 
 
-KINDS = [dict(carry=c) for c in CARRIES] + [dict(carry=c, answer=a) for a in ANSWERS[1:] for c in ('none', 'gated')] + [
-    dict(carry='add', feedback=False), dict(carry='concat', position='rope'), dict(carry='concat', position='relative'),
-    dict(carry='none', mixing='mlp')]
+KINDS = [dict(recurrence=c) for c in RECURRENCES] + [dict(recurrence=c, readout=a) for a in READOUTS[1:] for c in ('none', 'gated')] + [
+    dict(recurrence='add', feedback=False), dict(recurrence='concat', position='rope'), dict(recurrence='concat', position='relative'),
+    dict(recurrence='none', mixing='mlp')]
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=lambda k: '-'.join(map(str, k.values())))
@@ -75,9 +75,9 @@ def test_a_push_is_the_dense_jacobian_times_the_direction(kind, boards):
     model = network(**kind).double()
     state = state_after(model, boards[0][:2], 3)
     x = to_vector(state)
-    assert all(torch.equal(getattr(from_vector(x, state), name), getattr(state, name)) for name in travels(state))
+    assert all(torch.equal(getattr(from_vector(x, state), name), getattr(state, name)) for name in state_parts(state))
     direction = torch.randn(x.shape, dtype=torch.double)
-    with quiet(model):
+    with eval_mode(model):
         pushed, after = push(model, state, direction)
         near, _ = push(model, state, direction, exact=False)
         assert torch.allclose(to_vector(after), to_vector(model.step(state)[1]))
@@ -88,7 +88,7 @@ def test_a_push_is_the_dense_jacobian_times_the_direction(kind, boards):
 
 @pytest.mark.parametrize('carry', ['none', 'gated', 'concat', 'memory'])
 def test_the_growth_rate_is_the_largest_eigenvalue_of_a_network(carry, boards):
-    model = network(carry=carry).double()
+    model = network(recurrence=carry).double()
     with torch.no_grad():
         for p in model.parameters(): p *= 1.5  # away from the dull first weights
     state = state_after(model, boards[0][:4], 5)
@@ -118,7 +118,7 @@ def test_real_opposite_defective_and_vanishing():
 
 def test_growth_along_the_way():
     logistic, points = Loop(lambda s: 4 * s * (1 - s)), torch.tensor([.1, .2, .3])[:, None, None]
-    state = logistic.start(torch.zeros(3, 1))._replace(notes=points)
+    state = logistic.start(torch.zeros(3, 1))._replace(hidden=points)
     assert torch.allclose(spectral_radius(logistic, state, 1000, moving=True).rate, torch.full((3,), 2.), rtol=.05)
     assert torch.allclose(spectral_radius(logistic, state).rate, (4 - 8 * points[:, 0, 0]).abs())
     # an attracting cycle of two at r = 3.2: the rate is the root of the product of both slopes, 4 + 2 r - r^2
@@ -133,10 +133,10 @@ def test_the_nested_network_by_differences(boards):
     class Whole(NestedNetwork):
         "Nothing detached: the same map with its whole derivative."
         def step(self, state):
-            (z, y), x = state.notes.unbind(-2), state.now
+            (z, y), x = state.hidden.unbind(-2), state.next_input
             for _ in range(self.outer): z, y = self._cycle(x, z, y)
             logits = self.head(y)
-            return logits, State(state.later, state.later, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
+            return logits, State(state.recurrent_input, state.recurrent_input, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
     torch.manual_seed(0)
     cut = NestedNetwork(BOX, d_model=8, layers=1, outer=2, inner=2).double()
     whole = Whole(BOX, d_model=8, layers=1, outer=2, inner=2).double()
@@ -150,35 +150,35 @@ def test_the_nested_network_by_differences(boards):
 def test_nothing_travels_or_not_yet(boards):
     deaf = network(feedback=False)
     with pytest.raises(UserError, match='neither prediction nor notes'): trajectory(deaf, boards[0], 2)
-    fresh = network(carry='add', start='random')
+    fresh = network(recurrence='add', start='random')
     with pytest.raises(UserError, match='take a later state'): spectral_radius(fresh, fresh.start(boards[0]))
 
 
 def test_states_are_selected_part_by_part(boards):
-    state, rows = state_after(network(carry='streams'), boards[0], 2), torch.tensor([True, False] * 6)
+    state, rows = state_after(network(recurrence='streams'), boards[0], 2), torch.tensor([True, False] * 6)
     few = select(state, rows)
     assert all(torch.equal(a, b[rows]) for a, b in zip(few[:4], state[:4])) and few.iteration == 2
     assert select(State(rows, rows), rows).notes is None and len(select(State(rows, rows), rows).now) == 6
-    pair = State(torch.arange(3), torch.arange(3), notes=State(torch.arange(3), torch.arange(3)))
-    assert select(pair, torch.tensor([2])).notes.now.tolist() == [2]
+    pair = State(torch.arange(3), torch.arange(3), hidden=State(torch.arange(3), torch.arange(3)))
+    assert select(pair, torch.tensor([2])).notes.next_input.tolist() == [2]
 
 
 def test_the_mode_and_the_numbers_of_a_network_with_dropout(boards):
-    model = network(carry='add', dropout=.5)
+    model = network(recurrence='add', dropout=.5)
     model.train()
     a, b = (trajectory(model, boards[0], 4).size for _ in range(2))
     assert torch.equal(a, b) and model.training
     assert spectral_radius(model, state_after(model, boards[0], 2), 4).rate.requires_grad is False and model.training
-    with pytest.raises(ZeroDivisionError), quiet(model): 1 / 0
+    with pytest.raises(ZeroDivisionError), eval_mode(model): 1 / 0
     assert model.training and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize('patience', [1, 2, 5])
 def test_a_board_that_leaves_has_the_answer_of_the_full_loop(patience, boards):
-    model, puzzles = network(carry='gated').double(), boards[0]
+    model, puzzles = network(recurrence='gated').double(), boards[0]
     with torch.no_grad():
         for p in model.parameters(): p *= 1.5
-    with quiet(model): full = torch.where(puzzles == 0, model(puzzles, 60).argmax(-1) + 1, puzzles)
+    with eval_mode(model): full = torch.where(puzzles == 0, model(puzzles, 60).argmax(-1) + 1, puzzles)
     path = trajectory(model, puzzles, 60)
     found = solve_adaptively(model, puzzles, 60, patience)
     assert torch.equal(found.answers, full[found.iterations - 1, torch.arange(len(puzzles))])
@@ -201,14 +201,14 @@ def test_memory_does_not_grow_with_the_loop(boards, monkeypatch):
         most.append(sum(r() is not None for r in alive))
         return x
     monkeypatch.setattr(dynamics, 'to_vector', watched)
-    trajectory(network(carry='add'), boards[0][:2], 20)
+    trajectory(network(recurrence='add'), boards[0][:2], 20)
     assert max(most) <= 4 and most[-1] == most[5]
 
 
 def test_a_verifier_is_asked_only_where_it_is_given(boards):
     puzzles, solutions = boards
     right = Loop(lambda s: s + 1, -3.)
-    right.step = lambda state: (nn.functional.one_hot(solutions[:state.now.shape[0]] - 1, 4) * (1. if state.iteration >= 2 else -1.),
+    right.step = lambda state: (nn.functional.one_hot(solutions[:state.next_input.shape[0]] - 1, 4) * (1. if state.iteration >= 2 else -1.),
                                 state._replace(iteration=state.iteration + 1))
     free = solve_adaptively(right, puzzles[:1], 20, patience=0, verifier=partial(is_solved, box=BOX))
     assert free.iterations.tolist() == [3] and free.stopped.all() and torch.equal(free.answers, solutions[:1])
@@ -226,7 +226,7 @@ def test_precision(boards):
     assert calm['distance'].max() < 1e-6 and calm['iteration'].tolist() == list(range(1, 31))
     wild = precision_gap(Loop(lambda s: 4 * s * (1 - s), .1234), puzzles, 60, 'float64')
     assert wild['distance'][:5].max() < 1e-5 and wild['different'][35:].max() == 1
-    model = network(carry='gated')
+    model = network(recurrence='gated')
     half, double = (precision_gap(model, boards[0], 8, other) for other in ('bfloat16', 'float64'))
     assert double['distance'].max() < 1e-4 < half['distance'].max() < .2
     with torch.autocast('cpu', torch.bfloat16): assert precision_gap(model, boards[0], 8, 'float64')['distance'].max() < 1e-4
@@ -255,7 +255,7 @@ def test_stability_of_many_seeds():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
 def test_on_a_gpu(boards):
-    model = network(carry='gated').cuda()
+    model = network(recurrence='gated').cuda()
     state = state_after(model, boards[0], 3)
     assert spectral_radius(model, state, 30).rate.is_cuda and trajectory(model, boards[0], 5).size.is_cuda
     assert solve_adaptively(model, boards[0], 20).answers.is_cuda and len(precision_gap(model, boards[0], 5)) == 5

@@ -11,13 +11,13 @@ from hypothesis import given, settings, strategies as st
 
 from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
-from reasonnb.core.places import data_folders, seek
+from reasonnb.core.paths import data_folders, seek
 from reasonnb.images import datasets as data
 from reasonnb.images.datasets import MNIST, digits, load, mnist, read_idx, shifted, to_idx
 from reasonnb.systems.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
 from reasonnb.systems.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
 from reasonnb.systems.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope,
-                                                  pulled_gradients, stepwise_updates, summands_through_time, tiny)
+                                                  nudged_gradients, stepwise_updates, summands_through_time, tiny)
 from reasonnb.nn.activation_memory import saved_bytes
 from reasonnb.nn.fixed_points import asymmetry, check, relax, contraction_rate
 from reasonnb.systems.equilibrium.vector_field import CrossBlock, SelfBlock
@@ -90,7 +90,7 @@ def test_equilibrium_propagation_is_the_gradient(kind):
 def test_error_falls_with_powers_one_two_and_four():
     case, betas = tiny(count=4), [.01, .02, .04]
     exact = exact_gradient(*case)
-    rows = pulled_gradients(*case, betas, EXACT)
+    rows = nudged_gradients(*case, betas, EXACT)
     assert loglog_slope(betas, errors(rows['ep_one_sided'], exact)) == pytest.approx(1, abs=.1)
     assert loglog_slope(betas, errors(rows['ep_symmetric'], exact)) == pytest.approx(2, abs=.1)
     betas = [.1, .2]
@@ -102,7 +102,7 @@ def test_best_strength_follows_the_tolerance():
     case, betas, tolerances = tiny(count=4), np.logspace(-4, .2, 18).tolist(), [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
     exact, best = exact_gradient(*case), dict(ep_one_sided=[], ep_symmetric=[])
     for t in tolerances:
-        rows = pulled_gradients(*case, betas, EXACT.replace(tolerance=t, nudged_tolerance=t, nudged_iterations=150))
+        rows = nudged_gradients(*case, betas, EXACT.replace(tolerance=t, nudged_tolerance=t, nudged_iterations=150))
         for name in best: best[name].append(betas[int(errors(rows[name], exact).argmin())])
     assert loglog_slope(tolerances, best['ep_one_sided']) == pytest.approx(1 / 2, abs=.12)
     assert loglog_slope(tolerances, best['ep_symmetric']) == pytest.approx(1 / 3, abs=.1)
@@ -168,12 +168,12 @@ def test_memory_does_not_grow_with_iterations():
 
 def test_bad_settings_get_one_clear_error_each():
     case = tiny(count=2)
-    for wrong, message in ((lambda: Phases(beta=0.), 'beta=0.0: without a pull'), (lambda: Phases(beta=-1.), 'beta=-1.0'), (lambda: Phases(points=1), 'points=1'),
+    for wrong, message in ((lambda: Phases(beta=0.), 'beta=0.0: without a nudge'), (lambda: Phases(beta=-1.), 'beta=-1.0'), (lambda: Phases(points=1), 'points=1'),
                            (lambda: estimate(*case, 'ep_symetric'), "did you mean 'ep_symmetric'"),
                            (lambda: estimate(*tiny('self', count=2), 'ep_symmetric'), 'needs an energy, and SelfBlock has none'),
                            (lambda: estimate(*tiny(activation='relu2', count=2), 'holomorphic'), 'without kinks'),
-                           (lambda: estimate(*case, 'ep_one_sided', Phases(iterations=6, beta=.01, tolerance=0., poor='refuse')), 'is no gradient'),
-                           (lambda: estimate(*case, 'implicit', Phases(iterations=1, poor='refuse')), 'is not at rest'),
+                           (lambda: estimate(*case, 'ep_one_sided', Phases(iterations=6, beta=.01, tolerance=0., on_untrusted='raise')), 'is no gradient'),
+                           (lambda: estimate(*case, 'implicit', Phases(iterations=1, on_untrusted='raise')), 'is not at rest'),
                            (lambda: tiny('transformer'), 'unknown kind of network'), (lambda: CrossBlock(tied=True, attention='softmax'), 'tied=True')):
         with pytest.raises(UserError, match=message.replace('?', r'\?')): wrong()
     assert all(p.grad is None for p in case[0].parameters())

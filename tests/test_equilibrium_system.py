@@ -10,7 +10,7 @@ from reasonnb.images import datasets as data
 from reasonnb.systems.equilibrium.claims import CLAIMS
 from reasonnb.systems.equilibrium.task import EquilibriumTask
 from reasonnb.lab.catalogue import canonical, experiments, missing, resolve, system_of
-from reasonnb.lab.claims import ledger, orderings
+from reasonnb.lab.claims import ledger, claims_table
 
 SLUGS = [slug for slug in experiments() if system_of(slug).name == 'equilibrium' and canonical(slug) == slug and (slug == 'beta_0_22_fixed' or not set(experiments()[slug][1].change) == {'beta'})]
 SHORT = dict(steps=2, eval_every=2, schedule='constant', warmup=0, train_images=64, iterations=3, nudged_iterations=2, device='cpu')
@@ -82,12 +82,12 @@ def test_a_patch_that_leaves_pixels_unseen_is_refused():
 
 
 def test_a_gradient_that_cannot_be_trusted_stops_a_run_that_asks_for_it(tmp_path):
-    config = resolve('equilibrium', 'smoke', **SHORT | dict(iterations=1, poor='refuse'))
+    config = resolve('equilibrium', 'smoke', **SHORT | dict(iterations=1, on_untrusted='raise'))
     with pytest.raises(TrainingError, match='not at rest'): fit(EquilibriumTask(config), config, tmp_path)
 
 
 def test_claims_have_names_of_the_log_and_no_function_fails():
-    assert set(CLAIMS) <= set(orderings('equilibrium')['claim_id'])
+    assert set(CLAIMS) <= set(claims_table('equilibrium')['claim_id'])
     table = ledger(log='equilibrium').set_index('claim_id')
     assert table.loc['eq_parser_sanity', 'verdict'] == 'holds'
     assert not table['reason'].str.contains('function failed|no metric').any()

@@ -5,12 +5,12 @@ from reasonnb.core.config import UserError
 from reasonnb.core.trainer import fit
 from reasonnb.lab.catalogue import canonical, experiments, resolve, system_of
 from reasonnb.sudoku.splits import Boards
-from reasonnb.systems.looped.task import SudokuTask, build_task
+from reasonnb.systems.looped.task import LoopedTask, build_task
 
 SLUGS = [slug for slug in experiments() if system_of(slug).name == 'looped' and canonical(slug) == slug]
 
 
-def tasks(): return [SudokuTask(resolve('baseline', 'smoke', seed=seed)) for seed in (0, 3)]
+def tasks(): return [LoopedTask(resolve('baseline', 'smoke', seed=seed)) for seed in (0, 3)]
 
 
 def test_seed_decides_the_initial_weights():

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from reasonnb.core.config import UserError
-from reasonnb.sudoku.board import Box, agrees, is_solved
+from reasonnb.sudoku.board import BoardShape, agrees, is_solved
 from reasonnb.sudoku.generator import generate, random_grids
 from reasonnb.sudoku.solver import count_solutions, prove
 
-SHAPES = [Box(1, 1), Box(1, 4), Box(2, 2), Box(2, 3), Box(3, 2), Box(2, 4), Box(3, 3), Box(2, 5)]
+SHAPES = [BoardShape(1, 1), BoardShape(1, 4), BoardShape(2, 2), BoardShape(2, 3), BoardShape(3, 2), BoardShape(2, 4), BoardShape(3, 3), BoardShape(2, 5)]
 
 
 def one_less(puzzles):
@@ -30,7 +30,7 @@ def test_minimal_puzzles_have_one_solution_and_need_every_clue(box):
     assert (count_solutions(one_less(puzzles), box) == 2).all()
 
 
-@pytest.mark.parametrize('box, clues', [(Box(2, 2), 4), (Box(2, 3), 14), (Box(3, 3), 22), (Box(3, 3), 25), (Box(3, 3), 40), (Box(3, 3), 80), (Box(3, 3), 81), (Box(4, 4), 120)],
+@pytest.mark.parametrize('box, clues', [(BoardShape(2, 2), 4), (BoardShape(2, 3), 14), (BoardShape(3, 3), 22), (BoardShape(3, 3), 25), (BoardShape(3, 3), 40), (BoardShape(3, 3), 80), (BoardShape(3, 3), 81), (BoardShape(4, 4), 120)],
                          ids=lambda v: str(v))
 def test_a_wished_number_of_clues(box, clues):
     puzzles, solutions = generate(20, box, seed=3, clues=clues)
@@ -42,20 +42,20 @@ def test_a_wished_number_of_clues(box, clues):
 def test_a_wish_out_of_reach_is_an_error_in_bounded_time():
     start = time.process_time()
     with pytest.raises(UserError, match=r'clues=17: \d+ random grids of 3x3 boxes came down to (19|20|21) clues at best; ask for more'):
-        generate(1000, Box(3, 3), clues=17)
+        generate(1000, BoardShape(3, 3), clues=17)
     assert time.process_time() - start < 30              # far from 1000 puzzles times all attempts
     for clues in (-1, 82):
-        with pytest.raises(UserError, match='0 to 81'): generate(1, Box(3, 3), clues=clues)
+        with pytest.raises(UserError, match='0 to 81'): generate(1, BoardShape(3, 3), clues=clues)
     for n, seed, words in ((1, -1, 'seed=-1'), (1, None, 'seed=None'), (1, 1.5, 'seed=1.5'), (-1, 0, 'n=-1')):
-        with pytest.raises(UserError, match=words): generate(n, Box(3, 3), seed=seed)
-    assert generate(0, Box(3, 3))[0].shape == (0, 81)
-    with pytest.raises(UserError, match='up to 16 digits'): generate(1, Box(4, 5))
+        with pytest.raises(UserError, match=words): generate(n, BoardShape(3, 3), seed=seed)
+    assert generate(0, BoardShape(3, 3))[0].shape == (0, 81)
+    with pytest.raises(UserError, match='up to 16 digits'): generate(1, BoardShape(4, 5))
 
 
 @pytest.mark.parametrize('make', [
-    lambda n, seed, workers: generate(n, Box(2, 3), seed, workers=workers)[0],
-    lambda n, seed, workers: generate(n, Box(3, 3), seed, clues=24, workers=workers)[0],     # some need several attempts
-    lambda n, seed, workers: random_grids(n, Box(3, 3), seed, workers)], ids=['minimal', 'clues', 'grids'])
+    lambda n, seed, workers: generate(n, BoardShape(2, 3), seed, workers=workers)[0],
+    lambda n, seed, workers: generate(n, BoardShape(3, 3), seed, clues=24, workers=workers)[0],     # some need several attempts
+    lambda n, seed, workers: random_grids(n, BoardShape(3, 3), seed, workers)], ids=['minimal', 'clues', 'grids'])
 def test_a_seed_means_the_same_puzzles(make):
     all_of_them = make(300, 5, 1)
     for workers in (2, 3, None): assert (make(300, 5, workers) == all_of_them).all()
@@ -65,7 +65,7 @@ def test_a_seed_means_the_same_puzzles(make):
 
 
 def test_a_seed_means_the_same_puzzles_on_every_machine():
-    puzzles, _ = generate(2, Box(2, 3), seed=42)
+    puzzles, _ = generate(2, BoardShape(2, 3), seed=42)
     assert [''.join(map(str, p)) for p in puzzles] == ['610002040050004000000600300401000000', '100000004200000000010530060000032005']
 
 
@@ -73,7 +73,7 @@ def test_the_walk_stops_where_the_simple_loop_stops():
     "The blocks of the compiled walk never change which clue goes: compare with a loop that asks the solver for each clue."
     from reasonnb.sudoku.solver import _minimise, _tables, _work
     rng = np.random.default_rng(0)
-    for box, n in ((Box(2, 2), 40), (Box(2, 3), 30), (Box(3, 3), 15)):
+    for box, n in ((BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (BoardShape(3, 3), 15)):
         t = _tables(box)
         for grid in random_grids(n, box, seed=11):
             walk, spare = rng.permutation(box.cells).astype(np.uint16), int(rng.integers(box.cells))
@@ -87,7 +87,7 @@ def test_the_walk_stops_where_the_simple_loop_stops():
 
 
 def test_sixteen_by_sixteen():
-    puzzles, solutions = generate(3, Box(4, 4), seed=1)
-    found, counts, _ = prove(puzzles, Box(4, 4))
-    assert (counts == 1).all() and (found == solutions).all() and is_solved(solutions, Box(4, 4)).all()
+    puzzles, solutions = generate(3, BoardShape(4, 4), seed=1)
+    found, counts, _ = prove(puzzles, BoardShape(4, 4))
+    assert (counts == 1).all() and (found == solutions).all() and is_solved(solutions, BoardShape(4, 4)).all()
     assert ((puzzles > 0).sum(1) < 110).all()

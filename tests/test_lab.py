@@ -235,20 +235,20 @@ def test_progress_interrupt_and_errors_are_short_and_say_what_to_do(lab):
     assert "".join(found[0]["text"]).strip() == str(lab.root / ".venv" / "bin" / "reasonnb")
 
 
-FILM = """from reasonnb.sudoku.board import Box
+FILM = """from reasonnb.sudoku.board import BoardShape
 from reasonnb.systems.lattice.trace import Film, Frame
-Film([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], Box(2, 3))"""
+Film([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], BoardShape(2, 3))"""
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_film_is_a_still_until_it_may_run_and_then_has_its_keys(lab, theme):
-    from reasonnb.sudoku.board import Box
+    from reasonnb.sudoku.board import BoardShape
     from reasonnb.systems.lattice.trace import Film, Frame
     settings = lab.root / "home" / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
-    film = Film([Frame("1" * 216, "g" + "o" * 35, f"number {i}") for i in range(9)], Box(2, 3))
+    film = Film([Frame("1" * 216, "g" + "o" * 35, f"number {i}") for i in range(9)], BoardShape(2, 3))
     output = {"output_type": "display_data", "metadata": {}, "data": film._repr_mimebundle_()}
     (lab.root / "scratch" / f"film{theme}.ipynb").write_text(notebook(FILM, outputs=[output]))
     lab.open(f"scratch/film{theme}.ipynb")

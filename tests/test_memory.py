@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from reasonnb.core.config import UserError
 from reasonnb.core.gradients import Batch, accumulate_gradients
 from reasonnb.core.optimizers import make_optimizer
-from reasonnb.systems.looped.config import SudokuConfig
+from reasonnb.systems.looped.config import LoopedConfig
 from reasonnb.systems.looped.transformer import looped_loss
 from reasonnb.systems.looped.memory import (GIB, RESERVE, check_memory, checkpointed, footprint, measure_activations,
                                             needed_accumulation, predict_memory)
@@ -19,7 +19,7 @@ from reasonnb.systems.looped.task import build_model
 SMALL = dict(box=(2, 3), d_model=32, layers=2, heads=2, d_ff=64)
 
 
-def config(**changes): return SudokuConfig(**SMALL | dict(batch_size=48, iterations=6) | changes)
+def config(**changes): return LoopedConfig(**SMALL | dict(batch_size=48, iterations=6) | changes)
 
 
 def blank(model, boards): return torch.zeros(boards, model.box.cells, dtype=torch.long)
@@ -55,22 +55,22 @@ class Task:
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('changes', [dict(), dict(carry='add', once=('puzzle',)), dict(carry='memory'), dict(position='alibi'), dict(activation='relu2'),
-                                     dict(inputs='project_add'), dict(stacks=3), dict(supervise='last'), dict(network='nested', outer=1, inner=3)], ids=str)
+@pytest.mark.parametrize('changes', [dict(), dict(recurrence='add', input_once=('puzzle',)), dict(recurrence='memory'), dict(position='alibi'), dict(activation='relu2'),
+                                     dict(inputs='project_add'), dict(untied_stacks=3), dict(supervise='last'), dict(network='nested', outer=1, inner=3)], ids=str)
 def test_a_third_size_is_predicted_within_one_percent(changes, precision):
     model = build_model(config(**changes))
     predicted = measure_activations(model, precision)
-    copies = sum(p.numel() for p in model.parameters()) * 4 if 'stacks' in changes else 0  # autocast's, of sets of blocks not yet used
+    copies = sum(p.numel() for p in model.parameters()) * 4 if 'untied_stacks' in changes else 0  # autocast's, of sets of blocks not yet used
     for boards, iterations in ((31, 6), (7, 9)):
         assert predicted(boards, iterations) == pytest.approx(counted(model, boards, iterations, precision), rel=0.01, abs=copies)
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_checkpointed_states_are_predicted_too(precision):
-    model = build_model(config(carry='add'))
+    model = build_model(config(recurrence='add'))
     held = measure_activations(model, precision, forward=checkpointed)
     assert held(31, 9) == pytest.approx(counted(model, 31, 9, precision, checkpointed), rel=0.01)
-    again, kept = footprint(config(carry='add', precision=precision), checkpoints=True), measure_activations(model, precision)
+    again, kept = footprint(config(recurrence='add', precision=precision), checkpoints=True), measure_activations(model, precision)
     assert again.memory(31, iterations=9).activations == pytest.approx(held(31, 9) + kept(31, 2) - kept(31, 1), rel=0.01)
     assert again.memory(31, iterations=9).activations < kept(31, 9) / 4
 
@@ -111,7 +111,7 @@ def test_the_models_own_forward_pass_needs_no_more(tmp_path):
 
 
 def test_sam_holds_as_many_copies_as_are_counted():
-    c = SudokuConfig(sam_rho=0.1)
+    c = LoopedConfig(sam_rho=0.1)
     model, found = nn.Linear(37, 41, bias=False), []
     optimizer = make_optimizer(model, c)
     def gradient():
@@ -158,6 +158,6 @@ def test_the_error_is_one_line_that_names_need_capacity_and_mends_that_work():
 
 
 def test_the_run_that_the_log_lost():
-    lost = SudokuConfig(batch_size=8192, precision='bfloat16', carry='add', once=('puzzle',))
+    lost = LoopedConfig(batch_size=8192, precision='bfloat16', recurrence='add', input_once=('puzzle',))
     with pytest.raises(UserError, match='mend: accumulate=2, or iterations='): check_memory(lost, 139.8 * GIB)
     assert check_memory(lost.replace(batch_size=4096), 139.8 * GIB).total < 139.8 * GIB

@@ -24,12 +24,12 @@ def root(monkeypatch):
     root = shared_root()
     for name, value in environment(root).items(): monkeypatch.setenv(name, value)
     for name in ('REASONNB_RECORDS', 'REASONNB_WRITE'): monkeypatch.delenv(name, raising=False)
-    (root/'data/logs/orderings.csv').write_text(CLAIMS)
+    (root/'data/logs/claims.csv').write_text(CLAIMS)
     (root/'data/logs/reported.csv').write_text(REPORTED)
     for name in ('papermill_runs', 'figures'): shutil.rmtree(root/name, ignore_errors=True)
     yield root
     for name in ('papermill_runs', 'figures'): shutil.rmtree(root/name, ignore_errors=True)
-    for name in ('orderings', 'reported'): (root/f'data/logs/{name}.csv').unlink()
+    for name in ('claims', 'reported'): (root/f'data/logs/{name}.csv').unlink()
 
 
 def write(run, loss, folder=None, **more):
@@ -224,7 +224,7 @@ import matplotlib.pyplot as plt
 from reasonnb.lab.figures import save
 from reasonnb.systems.lattice.benchmark import report_path
 from reasonnb.systems.lattice.neural_solver import load_solver
-from reasonnb.sudoku.board import Box
+from reasonnb.sudoku.board import BoardShape
 def dirty(): return subprocess.run(['git', 'status', '--porcelain'], capture_output=True, text=True).stdout
 def shell(*words):
     said = CliRunner().invoke(app, list(words))
@@ -235,7 +235,7 @@ before = numbers()
 report = shell('sweep', sys.argv[1], '--report', '--slots', '1')
 assert 'test accuracy, %' in report and 'papermill_runs/own/figures/equilibrium/small.svg' in report, report
 save(plt.figure(), 'equilibrium/beta.svg')
-assert 'own' in report_path(load_solver(Box(2, 3))).parts
+assert 'own' in report_path(load_solver(BoardShape(2, 3))).parts
 assert numbers() == before and len(load_records('own')) == 1
 assert dirty() == '', dirty()
 '''

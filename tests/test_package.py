@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reasonnb.core.places import is_repository
+from reasonnb.core.paths import is_repository
 from reasonnb.lab.catalogue import resolve
-from reasonnb.sudoku.board import Box
+from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.datasets import load
 from toy import REPO
 
@@ -68,7 +68,7 @@ def test_it_works_without_a_repository(installed, tmp_path):
     assert refused.returncode == 2 and re.fullmatch(r'reasonnb: this needs the reasonnb repository: git clone https://\S+, and .*\n', refused.stderr)
     config = resolve('recur_add', 'smoke')
     there = cache / 'reasonnb'  # the same boards, made beforehand: compiling the generator once more takes half a minute
-    load(config.data, Box(*config.box), n=config.puzzles, seed=0, data=there)
+    load(config.data, BoardShape(*config.box), n=config.puzzles, seed=0, data=there)
     before = set(there.rglob('*'))
     say('run', 'recur_add')
     assert set(there.rglob('*')) == before and [path.name for path in empty.iterdir()] == ['papermill_runs']

@@ -6,13 +6,13 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 from reasonnb.lab.cli import app
-from reasonnb.sudoku.board import Box, to_line, to_text
+from reasonnb.sudoku.board import BoardShape, to_line, to_text
 from reasonnb.sudoku.datasets import load
 from reasonnb.sudoku.generator import random_grids
 from reasonnb.sudoku.reading import Reader, fault_of, read_stream, read_text
 from reasonnb.sudoku.streams import whole_lines
 
-BOXES = {4: Box(2, 2), 6: Box(2, 3), 9: Box(3, 3), 16: Box(4, 4)}
+BOXES = {4: BoardShape(2, 2), 6: BoardShape(2, 3), 9: BoardShape(3, 3), 16: BoardShape(4, 4)}
 GRIDS = {side: random_grids(12, box, seed=2) for side, box in BOXES.items()}
 SIDES = list(BOXES)
 quick = settings(max_examples=30, deadline=None)
@@ -269,11 +269,11 @@ def test_the_command_reads_them_and_says_the_shape(tmp_path):
     packed = tmp_path / 'packed.gz'
     packed.write_bytes(gzip.compress(f'{line(puzzle)}\r{line(puzzle)}'.encode('utf-16'), mtime=0))
     assert shell(packed, line(puzzle)).stdout == (answer + '\n') * 3
-    high = random_grids(1, Box(3, 2), seed=4)[0]
-    hole = to_line(np.where(np.arange(36) % 7 == 3, 0, high), Box(3, 2))
+    high = random_grids(1, BoardShape(3, 2), seed=4)[0]
+    hole = to_line(np.where(np.arange(36) % 7 == 3, 0, high), BoardShape(3, 2))
     done = shell(hole, '--box', '3x2', '--json')
     shown = json.loads(done.stdout)
-    assert (shown['answer'], shown['box'], done.stderr) == (to_line(high, Box(3, 2)), '3x2', '')
+    assert (shown['answer'], shown['box'], done.stderr) == (to_line(high, BoardShape(3, 2)), '3x2', '')
     assert shell(hole, '--seed', '-1').exit_code == CliRunner().invoke(app, ['bench', '--seed', '-1']).exit_code == 2
     done = shell(hole)
     assert done.exit_code == 1 and 'are taken to have 2x3 boxes' in done.stderr and 'and one with 3x2 boxes: --box 3x2' in done.stderr

@@ -44,7 +44,7 @@ def example():
     wide = pd.DataFrame({f'a rather wide column {i}': [i, 2*i] for i in range(12)})
     return notebook('# Example\n> A page with one of everything.',
                     '## Question\nDoes $\\hat y^{(t)}$ help?\n\n$$\\mathcal{L} = -\\frac{1}{T}\\sum_{t=1}^T \\log p(y \\mid \\hat y^{(t)})$$\n\n'
-                    'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) and [the claims](../../../data/logs/orderings.csv).',
+                    'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) and [the claims](../../../data/logs/claims.csv).',
                     ('plot()', [shown(image_png=picture())]), ('wide', [shown(text_html=wide.to_html(), text_plain='wide')]),
                     ('print(1)', [dict(output_type='stream', name='stdout', text='50%\r100%\nprinted\n')]))
 
@@ -117,7 +117,7 @@ def test_nothing_is_fetched_from_elsewhere(built, pages):
 def test_links_to_symbols_and_files(built, pages):
     links = pages[PAGE].links
     assert '../../core/schedules.html#lr_at' in links and '../../core/schedules.html' in links
-    assert (built/'files/data/logs/orderings.csv').read_bytes() == (ROOT/'data/logs/orderings.csv').read_bytes()
+    assert (built/'files/data/logs/claims.csv').read_bytes() == (ROOT/'data/logs/claims.csv').read_bytes()
     assert not [link for page in pages.values() for link in page.links if 'reasonnb.github.io' in link]
 
 
@@ -245,7 +245,7 @@ def test_the_ledger_can_be_filtered(tab):
     ledger = claims.ledger()
     tab.goto(f'{tab.base}/claims.html')
     rows = tab.locator('tbody tr:visible')
-    assert rows.count() == len(ledger) == len(claims.orderings())
+    assert rows.count() == len(ledger) == len(claims.claims_table())
     tab.locator('button[data-verdict="not run"]').click()
     assert rows.count() == (ledger['verdict'] == 'not run').sum()
     tab.locator('button[data-verdict=""]').click()

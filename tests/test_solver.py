@@ -10,14 +10,14 @@ from ortools.sat.python import cp_model
 from reasonnb.core.compiled import compiled
 from reasonnb.core.config import UserError
 from reasonnb.sudoku import solver
-from reasonnb.sudoku.board import Box
+from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate, random_grids
 from reasonnb.sudoku.solver import count_solutions, prove, rate, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = next((p for p in (Path(os.environ.get('REASONNB_DATA', ROOT / 'data')) / 'sudoku', ROOT / '../shared/data/sudoku') if (p / 'clue17.csv').exists()), None)
 needs_lists = pytest.mark.skipif(LISTS is None, reason='the public lists are not on this machine')
-SHAPES = [Box(2, 2), Box(2, 3), Box(3, 2), Box(3, 3)]
+SHAPES = [BoardShape(2, 2), BoardShape(2, 3), BoardShape(3, 2), BoardShape(3, 3)]
 
 
 def oracle(puzzle, rows, cols):
@@ -74,53 +74,53 @@ def test_agrees_with_the_oracle(box):
 
 
 def test_counts_beyond_two():
-    puzzle = cases(Box(2, 2), 45, seed=3)[10:11]
+    puzzle = cases(BoardShape(2, 2), 45, seed=3)[10:11]
     empty = np.zeros_like(puzzle)
-    assert count_solutions(empty, Box(2, 2), limit=10 ** 6) == 288     # known
-    assert count_solutions(empty, Box(2, 2), limit=7) == 7
-    assert count_solutions(np.zeros((1, 36), int), Box(2, 3), limit=2000) == 2000
+    assert count_solutions(empty, BoardShape(2, 2), limit=10 ** 6) == 288     # known
+    assert count_solutions(empty, BoardShape(2, 2), limit=7) == 7
+    assert count_solutions(np.zeros((1, 36), int), BoardShape(2, 3), limit=2000) == 2000
     digits = np.zeros((1, 36), int)
     digits[0, :6] = range(1, 7)
     digits[0, 6:9] = 4, 5, 6
     digits[0, 9:12] = 1, 2, 3
-    total = count_solutions(digits, Box(2, 3), limit=10 ** 7)[0]
-    rest = sum(count_solutions(np.where(np.arange(36) == 12, d, digits), Box(2, 3), limit=10 ** 7)[0] for d in range(1, 7))
+    total = count_solutions(digits, BoardShape(2, 3), limit=10 ** 7)[0]
+    rest = sum(count_solutions(np.where(np.arange(36) == 12, d, digits), BoardShape(2, 3), limit=10 ** 7)[0] for d in range(1, 7))
     assert total == rest > 1000                           # the branches of a cell add up
 
 
 def test_odd_shapes_and_sizes():
-    for box in (Box(1, 1), Box(1, 4), Box(2, 1), Box(2, 5), Box(3, 4), Box(4, 4)):
+    for box in (BoardShape(1, 1), BoardShape(1, 4), BoardShape(2, 1), BoardShape(2, 5), BoardShape(3, 4), BoardShape(4, 4)):
         grid = random_grids(1, box)
         assert (solve(grid, box) == grid).all() and rate(grid, box) == 0
-    assert prove(np.zeros((0, 81), np.uint8), Box(3, 3))[0].shape == (0, 81)
+    assert prove(np.zeros((0, 81), np.uint8), BoardShape(3, 3))[0].shape == (0, 81)
 
 
 def test_same_answer_from_any_number_of_threads_and_any_memory_layout():
-    puzzles = np.concatenate([cases(Box(3, 3), 45, seed=s) for s in range(60)])
-    one, many = prove(puzzles, Box(3, 3), workers=1), prove(puzzles, Box(3, 3), workers=3)
-    odd = prove(np.asfortranarray(puzzles.astype(np.int64)), Box(3, 3))
+    puzzles = np.concatenate([cases(BoardShape(3, 3), 45, seed=s) for s in range(60)])
+    one, many = prove(puzzles, BoardShape(3, 3), workers=1), prove(puzzles, BoardShape(3, 3), workers=3)
+    odd = prove(np.asfortranarray(puzzles.astype(np.int64)), BoardShape(3, 3))
     for a, b, c in zip(one, many, odd): assert (a == b).all() and (a == c).all()
 
 
 def test_the_input_is_not_touched():
-    puzzles = cases(Box(2, 3), 30, seed=1)
+    puzzles = cases(BoardShape(2, 3), 30, seed=1)
     before = puzzles.copy()
-    prove(puzzles, Box(2, 3))
+    prove(puzzles, BoardShape(2, 3))
     assert (puzzles == before).all()
 
 
 @pytest.mark.parametrize('puzzles, box, words', [
-    (np.zeros(81, int), Box(3, 3), 'need (n, 81)'),
-    (np.zeros((2, 80), int), Box(3, 3), 'need (n, 81)'),
-    (np.full((1, 36), 7), Box(2, 3), 'take 0 to 6'),
-    (np.full((1, 36), -1), Box(2, 3), 'take 0 to 6'),
-    (np.full((1, 36), .5), Box(2, 3), 'whole numbers'),
-    (np.zeros((1, 400), int), Box(4, 5), 'up to 16 digits')])
+    (np.zeros(81, int), BoardShape(3, 3), 'need (n, 81)'),
+    (np.zeros((2, 80), int), BoardShape(3, 3), 'need (n, 81)'),
+    (np.full((1, 36), 7), BoardShape(2, 3), 'take 0 to 6'),
+    (np.full((1, 36), -1), BoardShape(2, 3), 'take 0 to 6'),
+    (np.full((1, 36), .5), BoardShape(2, 3), 'whole numbers'),
+    (np.zeros((1, 400), int), BoardShape(4, 5), 'up to 16 digits')])
 def test_bad_input_is_one_clear_line(puzzles, box, words):
     for call in (solve, count_solutions, rate, prove):
         with pytest.raises(UserError) as error: call(puzzles, box)
         assert words in str(error.value) and '\n' not in str(error.value)
-    with pytest.raises(UserError, match='limit=0'): prove(np.zeros((1, 16), int), Box(2, 2), limit=0)
+    with pytest.raises(UserError, match='limit=0'): prove(np.zeros((1, 16), int), BoardShape(2, 2), limit=0)
 
 
 def read(name, n):
@@ -134,7 +134,7 @@ def read(name, n):
 @pytest.mark.parametrize('name', ['easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'clue17', 'top95', 'top1465', 'se11', 'se_diabolical', 'hardest375'])
 def test_public_lists(name):
     puzzles, answers, ratings = read(name, 3000)
-    solutions, counts, mine = prove(puzzles, Box(3, 3))
+    solutions, counts, mine = prove(puzzles, BoardShape(3, 3))
     assert (counts == 1).all() and (solutions == answers).all()
     if ratings.std(): assert np.corrcoef(mine, ratings)[0, 1] > .999      # another program, the same definition
     assert abs(mine.mean() - ratings.mean()) <= .01 * ratings.mean()
@@ -142,7 +142,7 @@ def test_public_lists(name):
 
 @needs_lists
 def test_public_list_of_puzzles_with_several_solutions():
-    assert (count_solutions(read('multi_solution', 3000)[0], Box(3, 3)) == 2).all()
+    assert (count_solutions(read('multi_solution', 3000)[0], BoardShape(3, 3)) == 2).all()
 
 
 def double(x): return 2 * x
@@ -156,18 +156,18 @@ def test_compiles_where_no_cache_can_be_written(monkeypatch):
 
 def test_disk_cache_is_read_back():
     "Another process loads the code compiled by this one, and it works: numba stores some kinds of functions that crash when loaded."
-    puzzles, _ = generate(50, Box(3, 3))
+    puzzles, _ = generate(50, BoardShape(3, 3))
     if not list(Path(solver._generate._cache.cache_path).glob('solver._generate*.nbi')): pytest.skip('no writable folder for the cache')
-    code = ('from reasonnb.sudoku import generator, solver; from reasonnb.sudoku.board import Box;'
-            'p, _ = generator.generate(50, Box(3, 3), workers=1); print(sum(solver._generate.stats.cache_hits.values()), p.tobytes().hex())')
+    code = ('from reasonnb.sudoku import generator, solver; from reasonnb.sudoku.board import BoardShape;'
+            'p, _ = generator.generate(50, BoardShape(3, 3), workers=1); print(sum(solver._generate.stats.cache_hits.values()), p.tobytes().hex())')
     hits, other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert hits == '1' and bytes.fromhex(other) == puzzles.tobytes()
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
 def test_ctrl_c_ends_a_long_job():
-    code = ('import sys; from reasonnb.sudoku.board import Box; from reasonnb.sudoku.generator import generate;'
-            'generate(1, Box(3, 3)); print("ready", flush=True); generate(3_000_000, Box(3, 3), workers=2)')
+    code = ('import sys; from reasonnb.sudoku.board import BoardShape; from reasonnb.sudoku.generator import generate;'
+            'generate(1, BoardShape(3, 3)); print("ready", flush=True); generate(3_000_000, BoardShape(3, 3), workers=2)')
     process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == 'ready\n'

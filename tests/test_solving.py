@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from reasonnb.systems.lattice import benchmark
-from reasonnb.sudoku.board import Box, agrees, is_solved, to_line, to_lines
+from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_line, to_lines
 from reasonnb.sudoku.generator import generate
 from reasonnb.systems.lattice.neural_solver import checkpoints, load_solver, solve
 
 REPO = Path(__file__).resolve().parents[1]
-SMALL = Box(2, 3)
+SMALL = BoardShape(2, 3)
 PUZZLES, SOLUTIONS = generate(40, SMALL, seed=11)
 LINES, ANSWERS = to_lines(PUZZLES, SMALL), to_lines(SOLUTIONS, SMALL)
 NO_SOLUTION = '12345.' + '.' * 12 + '.....6' + '.' * 12  # no digit is left for the last cell of the first row
@@ -126,15 +126,15 @@ def test_what_cannot_be_read(tmp_path):
     if os.geteuid():
         empty.chmod(0)
         assert 'cannot be read' in shell(empty).stderr
-    for words in (('--chains', '-1', LINES[0]), ('--device', 'abacus', LINES[0])): assert shell(*words).exit_code == 2
+    for words in (('--rollouts', '-1', LINES[0]), ('--device', 'abacus', LINES[0])): assert shell(*words).exit_code == 2
 
 
 def test_puzzles_that_are_none():
-    none, several, clash = solve([NO_SOLUTION, '1' + '.' * 35, '11' + '.' * 34], chains=1, agreement=3)
+    none, several, clash = solve([NO_SOLUTION, '1' + '.' * 35, '11' + '.' * 34], rollouts=1, agreement=3)
     assert (none.verdict, several.verdict, clash.verdict) == ('impossible', 'several', 'impossible')
     assert none.why == 'no solution: proven by search' and none.moves == 0 and 'clue 1 stands twice in row 1' in clash.why
     assert not none.answer.any() and not clash.answer.any() and is_solved(several.answer, SMALL) and several.answer[0] == 1
-    done = shell(NO_SOLUTION, '--chains', 1)
+    done = shell(NO_SOLUTION, '--rollouts', 1)
     assert done.exit_code == 1 and done.stdout == f'{NO_SOLUTION} impossible\n' and 'no solution: proven by search' in done.stderr
     done = shell('--', LINES[7].replace('.', '-'))
     assert done.stdout.startswith(ANSWERS[7])
@@ -153,7 +153,7 @@ def test_answers_keep_rules_and_givens(seed, share, agreement):
     rng = np.random.default_rng(seed)
     puzzles[1] = np.where(rng.random(36) < share, solutions[1], 0)  # may have several solutions
     puzzles[2] = rng.integers(0, 7, 36) * (rng.random(36) < share)  # may have none
-    for puzzle, found in zip(puzzles, solve(puzzles, chains=1, agreement=agreement)):
+    for puzzle, found in zip(puzzles, solve(puzzles, rollouts=1, agreement=agreement)):
         if found.verdict in ('solved', 'several'): assert is_solved(found.answer, SMALL) and agrees(puzzle, found.answer)
         else: assert not found.answer.any()
     assert solve(solutions)[0].verdict == 'solved'
@@ -164,7 +164,7 @@ def test_alone_or_in_company():
     for i in (0, 7, 21): assert str(solve(LINES[i])[0]) == str(together[i])
     assert list(map(str, solve(torch.as_tensor(PUZZLES[:24])))) == list(map(str, together)) == list(map(str, solve(LINES[:24])))
     assert [f.moves for f in solve(LINES[:24], seed=1)] != [f.moves for f in together]
-    grid = generate(1, Box(3, 3), seed=1)[1][0]
+    grid = generate(1, BoardShape(3, 3), seed=1)[1][0]
     big, small = solve([np.where(np.arange(81) % 9 == 2, 0, grid), LINES[0]])  # both shapes in one call
     assert (big.answer == grid).all() and to_line(small.answer, SMALL) == ANSWERS[0]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config', 'parse_override', 'parse_overrides',
-           'Experiment', 'Against', 'System']
+           'Experiment', 'CompareWith', 'System']
 
 # %% ../../nbs/core/00_config.ipynb #70964337
 import dataclasses, difflib, hashlib, json, math, shlex
@@ -78,6 +78,7 @@ _kinds = lru_cache(get_type_hints)  # a large sweep makes thousands of configs o
 
 class Settings:
     "Base of config dataclasses: typed when made, changed by name, compared field by field."
+    retired = {} # old names of fields that somebody may still type -> what they are called now
 
     def __post_init__(self):
         kinds = _kinds(type(self))
@@ -101,6 +102,7 @@ class Settings:
         "The config with these values, defaults for the rest."
         names = {f.name for f in dataclasses.fields(cls)}
         for name in values:
+            if name in cls.retired: raise UserError(f'{name} is now called {cls.retired[name]}')
             if name not in names: raise unknown(f'field of {cls.__name__}', name, names)
         return cls(**values)
 
@@ -202,8 +204,8 @@ class Experiment:
     note: str = ''  # what the reader must know, e.g. a deviation from the log
 
 @dataclass(frozen=True)
-class Against:
-    "A claim's own function together with the experiment to compare with, where `orderings.csv` names none or another one."
+class CompareWith:
+    "A claim's own function together with the experiment to compare with, where `claims.csv` names none or another one."
     ask: Callable  # (records of the left side, records of `versus`) -> as for a plain function
     versus: str  # slug
 
@@ -217,5 +219,5 @@ class System:
     experiments: tuple[Experiment, ...]
     build: Callable[[Config], Any]  # config -> Task (core.trainer)
     job: str  # notebook under nbs/ that papermill runs
-    metrics: dict[str, str] = field(default_factory=dict)  # metric of orderings.csv -> metric of records
-    claims: dict[str, Callable | Against] = field(default_factory=dict)  # claim id -> its own function over records
+    metrics: dict[str, str] = field(default_factory=dict)  # metric of claims.csv -> metric of records
+    claims: dict[str, Callable | CompareWith] = field(default_factory=dict)  # claim id -> its own function over records

@@ -11,7 +11,7 @@ import json, os
 from pathlib import Path
 
 from .config import UserError, unknown
-from .places import workspace
+from .paths import workspace
 
 # %% ../../nbs/core/08_own.ipynb #d54c645d
 SIDES = ('reference', 'own')

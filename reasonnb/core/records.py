@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from .config import UserError
-from .places import expand
+from .paths import expand
 
 # %% ../../nbs/core/06_records.ipynb #e869b3e4
 @contextmanager

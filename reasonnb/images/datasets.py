@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import UserError, unknown
-from ..core.places import data_folders, expand, seek, writable
+from ..core.paths import data_folders, expand, seek, writable
 from ..core.records import atomic
 
 # %% ../../nbs/images/00_datasets.ipynb #43185380

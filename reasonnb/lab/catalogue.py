@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from ..core.config import Config, Experiment, System, UserError, unknown
 from ..core.own import SIDES, read_records, record_paths
-from ..core.places import repository, shipped, workspace
+from ..core.paths import repository, shipped, workspace
 
 # %% ../../nbs/lab/00_catalogue.ipynb #081e853b
 def root() -> Path: # absolute
-    "The repository, as `core.places` finds it; `UserError` where there is none."
+    "The repository, as `core.paths` finds it; `UserError` where there is none."
     return repository()
 
 # %% ../../nbs/lab/00_catalogue.ipynb #42c03913

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SEEDS', 'NEEDS_FUNCTION', 'LEDGER_COLUMNS', 'Finding', 'judge', 'tolerance', 'judge_none', 'judge_events',
-           'diverged', 'collapsed', 'log_value', 'orderings', 'ledger', 'counts', 'write_ledger', 'side_by_side']
+           'diverged', 'collapsed', 'log_value', 'claims_table', 'ledger', 'counts', 'write_ledger', 'side_by_side']
 
 # %% ../../nbs/lab/06_claims.ipynb #829b0681
 import math
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..core.config import Against, UserError, unknown
+from ..core.config import CompareWith, UserError, unknown
 from ..core.own import output
-from ..core.places import shipped
+from ..core.paths import shipped
 from ..core.records import atomic
 from ..core.statistics import Interval, difference, wilson
 from . import catalogue
@@ -167,7 +167,7 @@ def _event(claim:dict, metric:str, left:pd.DataFrame, truths:list|None) -> Findi
 
 # %% ../../nbs/lab/06_claims.ipynb #1da5b40e
 def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
-    "One row of `orderings.csv` against the runs; raises _NotRun or KeyError (a metric no run reports)."
+    "One row of `claims.csv` against the runs; raises _NotRun or KeyError (a metric no run reports)."
     system = next((system for system in catalogue.systems() if claim['log'] in system.logs), None)
     if system is None: raise _NotRun(f'no system yet for {claim["log"]}')
     own, relation = system.claims.get(claim['claim_id']), claim['relation']
@@ -176,11 +176,11 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     if own and claim['status'] == 'code':
         return Finding('holds' if own([], []) else 'contradicted', reason='a check, needs no runs')
     left = _side(records, claim['left'], scale)
-    versus = own.versus if isinstance(own, Against) else '' if _number(claim['right']) is not None else claim['right']
+    versus = own.versus if isinstance(own, CompareWith) else '' if _number(claim['right']) is not None else claim['right']
     right = _side(records, versus, scale) if versus else None
     if not own and versus and set(left['path']) == set(right['path']):
         return Finding('undecided', n_left=len(left), n_right=len(right), reason='same configuration')
-    values = _ask(own.ask if isinstance(own, Against) else own, left, right) if own else None
+    values = _ask(own.ask if isinstance(own, CompareWith) else own, left, right) if own else None
     metric = system.metrics.get(claim['metric'], claim['metric'])
     if relation == 'solves_none': found = _none(claim, metric, left, values)
     elif relation in ('holds', 'diverges', 'collapses'): found = _event(claim, metric, left, values)
@@ -198,7 +198,7 @@ def _reported_gap(claim:dict) -> float:
     if bar is not None: return left.value - bar
     return left.value - reported(claim['right'], claim['metric'], left.split).value
 
-def log_value(claim:dict, # one row of `orderings`
+def log_value(claim:dict, # one row of `claims_table`
              ) -> float: # NaN where the log reports no result
     "What the log reports for left minus right, or for left alone where there is no right."
     relation, margin = claim['relation'], claim['margin']
@@ -211,10 +211,10 @@ def log_value(claim:dict, # one row of `orderings`
     return -margin if relation == '<' else margin
 
 # %% ../../nbs/lab/06_claims.ipynb #19def776
-def orderings(log:str|None=None, # only this log
+def claims_table(log:str|None=None, # only this log
              ) -> pd.DataFrame: # in the order of the file; `status` is measured, derived, asserted, target or code
     "The claims of the logs, one row each."
-    path = shipped('data/logs/orderings.csv')
+    path = shipped('data/logs/claims.csv')
     if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
     claims = pd.read_csv(path, dtype={'right': str}, keep_default_na=False, na_values={'margin': ['']})
     if log is not None and log not in set(claims['log']): raise unknown('log', log, set(claims['log']))
@@ -238,14 +238,14 @@ def ledger(records:pd.DataFrame|None=None, # from `load_records`; None: those it
            scale:str='laptop', # claims compare runs of one scale only
            log:str|None=None, # only this log
            ids:set[str]|None=None, # only these claims; None: all
-          ) -> pd.DataFrame: # columns `LEDGER_COLUMNS`, in the order of `orderings.csv`
+          ) -> pd.DataFrame: # columns `LEDGER_COLUMNS`, in the order of `claims.csv`
     "Judge every claim of the logs by our runs at one scale."
     scales = dict.fromkeys(scale for system in catalogue.systems() for scale in system.scales)
     if scale not in scales: raise unknown('scale', scale, scales)
     records = load_records() if records is None else records
     records = as_catalogued(records[records['scale'] == scale])
     records = records.loc[:, ~records.columns.str.startswith('config.')]  # compared already; each is copied with every side
-    rows = [_entry(claim, records, scale) for claim in orderings(log).to_dict('records') if ids is None or claim['claim_id'] in ids]
+    rows = [_entry(claim, records, scale) for claim in claims_table(log).to_dict('records') if ids is None or claim['claim_id'] in ids]
     return pd.DataFrame(rows, columns=list(LEDGER_COLUMNS))
 
 # %% ../../nbs/lab/06_claims.ipynb #c12c91bd

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from ..core.config import Config, UserError
 from ..core.own import own_folder
-from ..core.places import workspace
+from ..core.paths import workspace
 from .catalogue import log_of, system_of
 from .runs import code_hash, sources
 

@@ -10,7 +10,7 @@ import json, os, re, signal, socket, sys, tempfile, threading, time
 from pathlib import Path
 import psutil
 from ..core.config import UserError
-from ..core.places import job_environment, package
+from ..core.paths import job_environment, package
 
 # %% ../../nbs/lab/01_kernel.ipynb #33cbe65f
 FOREIGN = ('MPLBACKEND', 'PYTHONSTARTUP', 'JPY_SESSION_NAME')  # agg would suppress inline figures; no start-up file; not JupyterLab's kernel

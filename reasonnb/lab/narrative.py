@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.statistics import Interval, difference, interval
 from ..core.trainer import fit
 from . import catalogue
-from .claims import ledger, orderings
+from .claims import ledger, claims_table
 from .results import as_catalogued, log_values, runs_of, samples
 
 # %% ../../nbs/lab/11_narrative.ipynb #bb5e2ab3
@@ -40,7 +40,7 @@ def verdicts(*slugs:str, # experiments a claim is about, on its left or right
              judged:bool=False, # leave out the claims that could not be judged
             ) -> pd.DataFrame: # claim, verdict, effect, the log's effect, seeds, metric, remark
     "The claims about some experiments and what became of them. A claim that compares with another section's experiment is left to that section."
-    claims = orderings()
+    claims = claims_table()
     about = claims['left'].isin(slugs) & (claims['right'].isin(slugs) | ~claims['right'].isin(set(catalogue.sections()['slug'])))
     rows = ledger(records, scale, ids=set(claims.loc[about, 'claim_id']))
     if judged: rows = rows[rows['verdict'] != 'not run']

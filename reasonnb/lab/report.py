@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from ..core.config import UserError
 from ..core.own import output, own_folder, read_records, writes_reference
-from ..core.places import workspace
+from ..core.paths import workspace
 from ..core.records import atomic
 from . import catalogue
-from .claims import orderings
+from .claims import claims_table
 from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_mark, _name, _rows, _say, _whisker,
-                                  present, save, settled, style, to_markdown)
+                                  present, save, freeze_layout, style, to_markdown)
 from .narrative import verdicts
 from .results import as_catalogued, as_frame, headline, load_records, samples, side_by_side, table
 from .runs import Run
@@ -92,12 +92,12 @@ def picture(rows:pd.DataFrame, # as for `beside_reference`
         words = [f'{whose}, 95 % interval', 'the reference', 'the log, at its own scale']
         shown = [i for i in range(3) if i != 1 or other]
         fig.legend([keys[i] for i in shown], [words[i] for i in shown], loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
-        return settled(fig)
+        return freeze_layout(fig)
 
 # %% ../../nbs/lab/12_report.ipynb #4ed9b00f
 def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str, log:str) -> pd.DataFrame:
     "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
-    names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(orderings()['log'])
+    names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(claims_table()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
     twins = [slug for slug in catalogue.experiments() if scale in catalogue.system_of(slug).scales and catalogue.canonical(slug, scale) in slugs]
     mine, theirs = (verdicts(*twins, records=records, scale=scale) for records in (own, reference))

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.config import UserError
 from ..core.own import read_records, record_paths
-from ..core.places import shipped
+from ..core.paths import shipped
 from ..core.statistics import interval
 from . import catalogue
 

@@ -15,7 +15,7 @@ import psutil
 from ..core.config import Config, System, UserError, parse_overrides
 from ..core.locks import file_lock
 from ..core.own import own_folder
-from ..core.places import package, shipped, workspace
+from ..core.paths import package, shipped, workspace
 from .catalogue import log_of, resolve, system_of
 from .kernel import GRACE, job_env
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from ..core.config import UserError
-from ..core.places import expand
+from ..core.paths import expand
 from ..core.records import atomic
 from . import catalogue, claims
 from .pages import Page, cell_markdown, heading, link_symbols, make_page, read_cells, relink

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Event
 import yaml
 from ..core.config import UserError, parse_overrides, unknown
-from ..core.places import expand, job_environment, shipped
+from ..core.paths import expand, job_environment, shipped
 from .catalogue import canonical
 from .runs import Run, execute, finished, plan, progress, queue, status
 

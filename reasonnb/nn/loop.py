@@ -17,10 +17,10 @@ from ..core.config import UserError
 # %% ../../nbs/nn/03_loop.ipynb #5438235c
 class State(NamedTuple):
     "A network between two iterations; every tensor has the batch as its first dimension."
-    now: Tensor  # input of the next iteration but for prediction and notes, `(batch, cells, d_model)`
-    later: Tensor  # the same for all iterations after it
+    next_input: Tensor  # input of the next iteration but for prediction and notes, `(batch, cells, d_model)`
+    recurrent_input: Tensor  # the same for all iterations after it
     prediction: Tensor|None = None  # `(batch, cells, digits)`
-    notes: Tensor|None = None  # whatever is carried
+    hidden: Tensor|None = None  # whatever is carried
     iteration: int = 0  # done so far
 
     def detach(self) -> 'State':
@@ -57,4 +57,4 @@ class Looped(nn.Module):
 
     def _regrow(self, puzzles:Tensor, state:State) -> State:
         "After iterations without gradient: the state stays, but the input tables get their gradient again."
-        return state._replace(later=(fresh := self.start(puzzles)).later, now=fresh.later)
+        return state._replace(recurrent_input=(fresh := self.start(puzzles)).recurrent_input, next_input=fresh.recurrent_input)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ..core.config import UserError, unknown
 from ..core.locks import file_lock
-from ..core.places import data_folders, seek, workspace, writable
+from ..core.paths import data_folders, seek, workspace, writable
 from ..core.records import read_json, write_json
-from .board import Box, is_solved
+from .board import BoardShape, is_solved
 from .formats import _BLOCK, FAULTS, Report, convert, write_columns
 from .generator import generate
 from .solver import _parallel, prove
@@ -36,7 +36,7 @@ class Rows:
         solutions:np.ndarray, # `(n, cells)` uint8; zeros where a kept faulty row has none
         ratings:np.ndarray, # `(n,)` float32, nan = not rated
         classes:np.ndarray, # `(n,)` uint64, 0 where there is no solution
-        box:Box, # box shape
+        box:BoardShape, # box shape
         name:str='', # for tables and records
         hash:str='', # of the contents
         report:Report|None=None, # what became of the lines of the source
@@ -166,7 +166,7 @@ def cached(home:Path, # folder of the cache
 
 # %% ../../nbs/sudoku/14_datasets.ipynb #33fa30a3
 def seal(folder:Path, # with puzzles, solutions, ratings
-         box:Box, # box shape
+         box:BoardShape, # box shape
          report:Report, # is stored with the set
         ):
     "Complete a set: add the classes of its solution grids and `set.json`."
@@ -196,7 +196,7 @@ def open_set(folder, # a folder of the cache
         columns = {c: np.load(folder / f'{c}.npy', mmap_mode='r') for c in names}
         if len({len(c) for c in columns.values()}) > 1: raise ValueError('columns of different lengths')
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f'{folder} is damaged ({e}); delete it, it will be built again') from e
-    return PuzzleSet(**columns, box=Box(*about['box']), name=name or folder.name, hash=about['hash'], report=Report(**about['report']))
+    return PuzzleSet(**columns, box=BoardShape(*about['box']), name=name or folder.name, hash=about['hash'], report=Report(**about['report']))
 
 # %% ../../nbs/sudoku/14_datasets.ipynb #76929328
 _HUB = ('sapientinc/sudoku-extreme', '58942f96baeb572ca3127e2a9e9c70f330783d6b') # repository, revision
@@ -235,7 +235,7 @@ def find(name:str, # as for `load`, not 'generated'
     raise unknown('data set', name, ['generated', 'public:clue17', 'sudoku_extreme:train', 'sudoku_extreme:test', *_KAGGLE, 'path/to/list.txt'])
 
 # %% ../../nbs/sudoku/14_datasets.ipynb #0cc08fa8
-def _generated(folder:Path, n:int, box:Box, seed:int, clues:int|None):
+def _generated(folder:Path, n:int, box:BoardShape, seed:int, clues:int|None):
     "Write the first n different puzzles of a seed."
     amount, before = n, 0
     while True:
@@ -253,7 +253,7 @@ def _generated(folder:Path, n:int, box:Box, seed:int, clues:int|None):
 
 def _code() -> str:
     "Hash of the code that generated puzzles depend on."
-    return hashlib.sha256(b''.join(Path(inspect.getsourcefile(f)).read_bytes() for f in (generate, prove, Box))).hexdigest()
+    return hashlib.sha256(b''.join(Path(inspect.getsourcefile(f)).read_bytes() for f in (generate, prove, BoardShape))).hexdigest()
 
 # %% ../../nbs/sudoku/14_datasets.ipynb #7a3d4667
 _VERSION = 2 # of the converted form; raise it when conversion changes
@@ -269,7 +269,7 @@ def _fingerprint(path:Path) -> list:
 
 # %% ../../nbs/sudoku/14_datasets.ipynb #80b467fc
 def load(name:str='generated', # 'generated', 'generated:CLUES', 'public:LIST,LIST', 'sudoku_extreme:train', 'kaggle_3m', 'kaggle_9m', 'kaggle_1m' or a path
-         box:Box=Box(3, 3), # box shape
+         box:BoardShape=BoardShape(3, 3), # box shape
          n:int|None=None, # puzzles; None: all of a list, 20,000 generated ones
          clues:int|None=None, # clues of generated puzzles; None: minimal ones
          seed:int=0, # of the generator, or of the sample of a list

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.config import UserError
-from .board import Box, box_for, to_line
+from .board import BoardShape, box_for, to_line
 
 # %% ../../nbs/sudoku/02_display.ipynb #802b4b3a
 BLANK, GIVEN, FILLED, WRONG = range(4)
@@ -25,7 +25,7 @@ def cell_kinds(
     prediction:np.ndarray|None=None,   # `(cells,)` digits, 0 = undecided; givens stand above it
     solution:np.ndarray|None=None,     # `(cells,)` digits
     candidates:np.ndarray|None=None,   # `(cells, digits)` bool
-    box:Box|None=None,                 # box shape; None: from the number of cells
+    box:BoardShape|None=None,                 # box shape; None: from the number of cells
 ) -> tuple[np.ndarray, np.ndarray]: # digit shown in each cell, kind of each cell
     "Merge givens and predictions, and judge every cell: BLANK, GIVEN, FILLED or WRONG."
     box = box or box_for(len(puzzle))
@@ -59,7 +59,7 @@ def _background(x:float, y:float, kind:int) -> str:
     if kind != WRONG: return ''
     return f'{square} fill="{_RED}" opacity=".14"/><path d="M{x + _CELL:g} {y:g}v10l-10 -10z" fill="{_RED}"/>'
 
-def _pencil_marks(x:float, y:float, left:np.ndarray, box:Box, signs:str) -> str:
+def _pencil_marks(x:float, y:float, left:np.ndarray, box:BoardShape, signs:str) -> str:
     "The digits still possible, each at its own place in the cell whose corner is (x, y)."
     w, h = (_CELL - 4) / box.cols, (_CELL - 4) / box.rows
     size = min(w * 1.1, h, 11)
@@ -67,7 +67,7 @@ def _pencil_marks(x:float, y:float, left:np.ndarray, box:Box, signs:str) -> str:
              for d in np.flatnonzero(left)]
     return f'<g font-size="{size:g}" fill="currentColor" opacity=".8">{"".join(marks)}</g>'
 
-def _lines(box:Box) -> str:
+def _lines(box:BoardShape) -> str:
     "Thin lines between cells, thick ones between boxes and around the board."
     side, inner = box.N * _CELL, range(1, box.N)
     def path(thick): return ''.join([f'M0 {k * _CELL}H{side}' for k in inner if (k % box.rows == 0) == thick]
@@ -76,13 +76,13 @@ def _lines(box:Box) -> str:
             f'<rect width="{side}" height="{side}" rx="2" stroke-width="2.5" opacity=".85"/></g>')
 
 # %% ../../nbs/sudoku/02_display.ipynb #0f1108a3
-def _complaint(cell:int, box:Box, sign:str, right:str) -> str:
+def _complaint(cell:int, box:BoardShape, sign:str, right:str) -> str:
     "What is wrong with a cell, in words."
     place = f'row {box.row[cell] + 1}, column {box.col[cell] + 1}: '
     if sign == '.': return place + f'{right} is no longer a candidate'
     return place + (f'{sign}, should be {right}' if right else f'{sign} is a repeat')
 
-def _draw(puzzle, prediction, solution, candidates, box:Box, title:str) -> str:
+def _draw(puzzle, prediction, solution, candidates, box:BoardShape, title:str) -> str:
     "SVG of one board, its upper left corner at the origin."
     shown, kinds = cell_kinds(puzzle, prediction, solution, candidates, box)
     signs, names = to_line(shown, box), to_line(np.arange(box.cells) % box.N + 1, box)[:box.N]
@@ -104,7 +104,7 @@ def _draw(puzzle, prediction, solution, candidates, box:Box, title:str) -> str:
 # %% ../../nbs/sudoku/02_display.ipynb #0e14c08a
 _MARK = {BLANK: ' ', GIVEN: ' ', FILLED: '·', WRONG: '!'}
 
-def _write(puzzle, prediction, solution, candidates, box:Box, title:str) -> list[str]:
+def _write(puzzle, prediction, solution, candidates, box:BoardShape, title:str) -> list[str]:
     "One board as lines of equal length."
     shown, kinds = cell_kinds(puzzle, prediction, solution, candidates, box)
     cells = [sign + _MARK[kind] for sign, kind in zip(to_line(shown, box), kinds)]
@@ -144,14 +144,14 @@ def _legend(kinds:set[int], x:float, y:float) -> tuple[str, float]: # drawing, w
     return ''.join(out), x - 10
 
 # %% ../../nbs/sudoku/02_display.ipynb #a4a99aa7
-def _places(boards:list[tuple], box:Box, columns:int) -> tuple[list[tuple[int, int]], int, int]: # upper left corners; width, height
+def _places(boards:list[tuple], box:BoardShape, columns:int) -> tuple[list[tuple[int, int]], int, int]: # upper left corners; width, height
     "Where boards lie, with room for titles."
     side, head = box.N * _CELL, 24 if any(title for *_, title in boards) else 0
     down, across = -(-len(boards) // columns), min(len(boards), columns)
     corners = [(_MARGIN + i % columns * (side + _GAP), _MARGIN + head + i // columns * (side + head + _GAP)) for i in range(len(boards))]
     return corners, across * (side + _GAP) - _GAP + 2 * _MARGIN, down * (side + head + _GAP) - _GAP + 2 * _MARGIN
 
-def _svg(boards:list[tuple], box:Box, columns:int) -> tuple[str, str]: # drawing, notes
+def _svg(boards:list[tuple], box:BoardShape, columns:int) -> tuple[str, str]: # drawing, notes
     "Drawn boards in rows, one legend below; larger where there are candidates to read."
     corners, width, height = _places(boards, box, columns)
     kinds = {int(k) for *b, _ in boards for k in cell_kinds(*b)[1]}
@@ -173,7 +173,7 @@ def _note(x:float, y:float, width:float, height:float, cell:tuple[int, int], wor
     place = f'left:{100 * left:.2f}%;top:{100 * top:.2f}%;width:{100 * _CELL / width:.2f}%;height:{100 * _CELL / height:.2f}%'
     return f'<span title="{escape(words)}" style="position:absolute;{place}"></span>'
 
-def _complaints(puzzle, prediction, solution, candidates, box:Box, title:str) -> list[tuple]: # ((column, row), words)
+def _complaints(puzzle, prediction, solution, candidates, box:BoardShape, title:str) -> list[tuple]: # ((column, row), words)
     "What is wrong with which cell."
     shown, kinds = cell_kinds(puzzle, prediction, solution, candidates, box)
     signs, right = to_line(shown, box), to_line(solution, box) if solution is not None else [''] * box.cells
@@ -203,7 +203,7 @@ def show(
     solutions=None,              # same shape; without them a repeat counts as wrong
     candidates=None,             # `(..., cells, digits)` bool: digits still possible, drawn where there is no digit
     titles:Sequence[str]|str=(), # one for each board
-    box:Box|None=None,           # box shape; None: from the number of cells
+    box:BoardShape|None=None,           # box shape; None: from the number of cells
     columns:int=4,               # boards beside each other before a new row begins
 ) -> Picture:
     "Draw boards. Givens, predictions and errors differ in weight, slant and marks, not in colour alone."

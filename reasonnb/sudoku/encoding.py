@@ -13,28 +13,28 @@ import torch.nn.functional as F
 
 from ..core.config import UserError
 from ..nn.positions import alibi, rotations, sinusoids
-from .board import Box
+from .board import BoardShape
 
 # %% ../../nbs/sudoku/15_encoding.ipynb #b96daa75
-POSITIONS = ('units', 'row_col', 'cells', 'sinusoidal', 'sinusoidal_units', 'rope', 'relative', 'alibi', 'none')
+POSITIONS = ('row_col_box', 'row_col', 'cells', 'sinusoidal', 'sinusoidal_row_col_box', 'rope', 'relative', 'alibi', 'none')
 
 # %% ../../nbs/sudoku/15_encoding.ipynb #759a2dfa
 class Position(nn.Module):
     "Where a cell is, in the way called `kind`; the log's position study."
     def __init__(self, kind:str, # one of POSITIONS
-                 box:Box, # shape of the board
+                 box:BoardShape, # shape of the board
                  d_model:int, # width of the network
                  heads:int, # attention heads
                 ):
         super().__init__()
         if kind not in POSITIONS: raise UserError(f'position={kind!r}: known are {", ".join(POSITIONS)}')
-        self.kind, tables = kind, {'units': (box.row, box.col + box.N, box.box + 2 * box.N), 'row_col': (box.row, box.col + box.N), 'cells': (np.arange(box.cells),)}
+        self.kind, tables = kind, {'row_col_box': (box.row, box.col + box.N, box.box + 2 * box.N), 'row_col': (box.row, box.col + box.N), 'cells': (np.arange(box.cells),)}
         def keep(name, value): self.register_buffer(name, value, persistent=False)
         if kind in tables:
-            self.table = nn.Embedding({'units': 3 * box.N, 'row_col': 2 * box.N, 'cells': box.cells}[kind], d_model)
+            self.table = nn.Embedding({'row_col_box': 3 * box.N, 'row_col': 2 * box.N, 'cells': box.cells}[kind], d_model)
             keep('rows', torch.stack([torch.as_tensor(a.copy()) for a in tables[kind]]))  # (tables, cells)
         if kind == 'sinusoidal': keep('fixed', sinusoids(box.cells, d_model))
-        if kind == 'sinusoidal_units': keep('fixed', sum(sinusoids(box.N, d_model)[torch.as_tensor(part.copy())] for part in (box.row, box.col, box.box)))
+        if kind == 'sinusoidal_row_col_box': keep('fixed', sum(sinusoids(box.N, d_model)[torch.as_tensor(part.copy())] for part in (box.row, box.col, box.box)))
         if kind == 'relative':
             self.table = nn.Embedding(2 * box.cells - 1, heads)
             nn.init.zeros_(self.table.weight)
@@ -44,7 +44,7 @@ class Position(nn.Module):
 
     def encoding(self) -> Tensor|None: # `(cells, d_model)`
         "What is added to the input of the blocks."
-        if self.kind in ('units', 'row_col', 'cells'): return self.table(self.rows).sum(0)
+        if self.kind in ('row_col_box', 'row_col', 'cells'): return self.table(self.rows).sum(0)
         return self.fixed if 'sinusoidal' in self.kind else None
 
     def bias(self) -> Tensor|None: # `(heads, cells, cells)`

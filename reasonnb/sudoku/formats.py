@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.config import UserError
-from .board import Box, _digit_of_byte, agrees, is_solved, is_valid, to_lines
+from .board import BoardShape, _digit_of_byte, agrees, is_solved, is_valid, to_lines
 from .drawings import Found
 from .listreport import FAULTS, Report
 from .reading import Reader, fault_of
@@ -39,7 +39,7 @@ def _edges(text, layout:Layout|None, cells:int):
     inner = np.append(commas, np.zeros(k, int))[first[:-1, None] + np.arange(k)]
     return starts, ends, np.concatenate([starts[:, None] - 1, inner, ends[:, None]], 1), regular
 
-def _boards(digits, edges, column:int, box:Box):
+def _boards(digits, edges, column:int, box:BoardShape):
     "Boards in a column of the translated text `(lines, cells)`, and which lines hold a proper one there."
     starts, ends = edges[:, column] + 1, edges[:, column + 1]
     windows = np.lib.stride_tricks.sliding_window_view(digits, box.cells)
@@ -71,7 +71,7 @@ def _ratings(text, edges, column:int, lines, report:Report, file:str):
         if 'unrated' in one: report.note('rating that is no number', f"{file} line {line}: {one['unrated']!r}")
     return [one.get('rating', np.nan) for one in found]
 
-def _fast_rows(block:bytes, line:int, layout:Layout|None, box:Box, report:Report, file:str): # rows as a Chunk, mask of their lines, bounds of all lines
+def _fast_rows(block:bytes, line:int, layout:Layout|None, box:BoardShape, report:Report, file:str): # rows as a Chunk, mask of their lines, bounds of all lines
     "The regular rows of a block."
     padded, n = block + b'\n' * box.cells, block.count(b'\n')
     text, digits = np.frombuffer(padded, np.uint8), np.frombuffer(padded.translate(_digit_of_byte(box.N)), np.uint8)
@@ -89,7 +89,7 @@ def _fast_rows(block:bytes, line:int, layout:Layout|None, box:Box, report:Report
     return Chunk(puzzles[fast], None if answers is None else answers[fast], ratings[fast], line + np.flatnonzero(fast)), fast, starts, ends
 
 # %% ../../nbs/sudoku/13_formats.ipynb #c5d0a711
-def _other_rows(found:list[Found], layout:Layout|None, box:Box, report:Report, file:str) -> Chunk|None:
+def _other_rows(found:list[Found], layout:Layout|None, box:BoardShape, report:Report, file:str) -> Chunk|None:
     "The rows that the reader found; faults and remarks go to the report."
     good = []
     for one in found:
@@ -118,7 +118,7 @@ def _merged(a:Chunk, b:Chunk|None) -> Chunk:
     return Chunk(puzzles, answers if both.any() else None, ratings, lines, both if both.any() else True)
 
 # %% ../../nbs/sudoku/13_formats.ipynb #742943aa
-def _parse_block(block:bytes, line:int, reader:Reader, box:Box, report:Report, file:str) -> tuple[Chunk, int]: # rows, lines that were used
+def _parse_block(block:bytes, line:int, reader:Reader, box:BoardShape, report:Report, file:str) -> tuple[Chunk, int]: # rows, lines that were used
     "The rows of a block, up to a line that changes the columns."
     layout = reader.layout
     chunk, fast, starts, ends = _fast_rows(block, line, layout, box, report, file) if reader.begun else (None, *_bounds(block))
@@ -144,7 +144,7 @@ def _bounds(block:bytes):
 
 # %% ../../nbs/sudoku/13_formats.ipynb #c5d0a712
 def read_chunks(path, # a list of sudokus
-                box:Box, # box shape of its puzzles
+                box:BoardShape, # box shape of its puzzles
                 report:Report, # is filled while reading
                ) -> Iterator[Chunk]:
     "The rows of a list, some thousand at a time; what cannot be read goes to the report."
@@ -171,14 +171,14 @@ def read_chunks(path, # a list of sudokus
         raise UserError(f'{path} holds no puzzle of {box} boxes' + (f'; {reader.prose} lines are something else, the first is {reader.first_prose}' if reader.prose else ''))
 
 # %% ../../nbs/sudoku/13_formats.ipynb #dec2c1b5
-def _clash(puzzle, box:Box) -> str:
+def _clash(puzzle, box:BoardShape) -> str:
     "Which digit stands twice in which unit."
     for i, unit in enumerate(box.units):
         digits, n = np.unique(puzzle[unit][puzzle[unit] > 0], return_counts=True)
         if (n > 1).any():
             return f"clue {digits[n > 1][0]} stands twice in {('row', 'column', 'box')[i // box.N]} {i % box.N + 1}"
 
-def _checked(chunk:Chunk, box:Box, report:Report, file:str):
+def _checked(chunk:Chunk, box:BoardShape, report:Report, file:str):
     "Fault of each row `(n,)` uint8 (index into FAULTS), answers, ratings; faulty rows go to the report."
     puzzles, answers, ratings, lines, known = chunk
     known = np.full(len(puzzles), answers is not None) & known
@@ -204,7 +204,7 @@ def _checked(chunk:Chunk, box:Box, report:Report, file:str):
     _list_faults(puzzles, faults, reasons, lines, box, report, file)
     return faults, answers, np.where(faults == 0, ratings, np.nan).astype(np.float32)
 
-def _list_faults(puzzles, faults, reasons, lines, box:Box, report:Report, file:str):
+def _list_faults(puzzles, faults, reasons, lines, box:BoardShape, report:Report, file:str):
     for fault in np.unique(faults[faults > 0]):
         rows = np.flatnonzero(faults == fault)
         report.add(FAULTS[fault], file, lines[rows], reasons[rows], to_lines(puzzles[rows], box))
@@ -239,7 +239,7 @@ _BLOCK = 1 << 16 # rows held in memory at a time
 
 def convert(paths, # files of one set, in order
             folder, # an empty folder for the arrays
-            box:Box=Box(3, 3), # box shape
+            box:BoardShape=BoardShape(3, 3), # box shape
             proofs:int=100_000, # rows whose uniqueness is proven, drawn at random from a longer set
             keep_bad:bool=False, # keep readable rows with a fault too, and an array `faults` that tells them apart
            ) -> Report:

@@ -9,12 +9,12 @@ __all__ = ['random_grids', 'generate']
 import numpy as np
 
 from ..core.config import UserError
-from .board import Box
+from .board import BoardShape
 from .solver import _generate, _parallel, _tables
 
 # %% ../../nbs/sudoku/05_generator.ipynb #c1715e3d
 def _make(n:int, # puzzles
-          box:Box, # box shape
+          box:BoardShape, # box shape
           seed:int, # from 0
           clues:int, # clues of each puzzle; -1: minimal
           workers:int|None, # threads
@@ -33,7 +33,7 @@ def _make(n:int, # puzzles
 
 # %% ../../nbs/sudoku/05_generator.ipynb #da5eefb3
 def random_grids(n:int, # how many
-                 box:Box, # box shape
+                 box:BoardShape, # box shape
                  seed:int=0, # grid i of a seed is always the same
                  workers:int|None=None, # threads; None: every core this process may use
                 ) -> np.ndarray: # `(n, cells)` uint8
@@ -42,7 +42,7 @@ def random_grids(n:int, # how many
 
 # %% ../../nbs/sudoku/05_generator.ipynb #34311a66
 def generate(n:int, # how many
-             box:Box, # box shape
+             box:BoardShape, # box shape
              seed:int=0, # puzzle i of a seed is always the same
              clues:int|None=None, # clues of each puzzle; None: minimal puzzles
              workers:int|None=None, # threads; None: every core this process may use

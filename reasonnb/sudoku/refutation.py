@@ -10,11 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from .board import Box, is_valid
+from .board import BoardShape, is_valid
 
 # %% ../../nbs/sudoku/04_refutation.ipynb #7ef00006
 @lru_cache(maxsize=None)
-def _around(box:Box) -> tuple[list[tuple], list[tuple]]: # units, and for each cell those it shares one with
+def _around(box:BoardShape) -> tuple[list[tuple], list[tuple]]: # units, and for each cell those it shares one with
     "The neighbourhoods of a box shape."
     units = [tuple(map(int, unit)) for unit in box.units]
     peers = [{c for unit in units if cell in unit for c in unit} - {cell} for cell in range(box.cells)]
@@ -54,7 +54,7 @@ def _hidden_singles(masks:list[int], queue:list[int], unit:tuple) -> bool: # Fal
 
 # %% ../../nbs/sudoku/04_refutation.ipynb #7ef00007
 def few_solutions(board:np.ndarray, # `(cells,)` uint8, 0 = blank
-              box:Box, # box shape
+              box:BoardShape, # box shape
               most:int=2, # solutions, where counting ends
               guesses:int=500, # where the search gives up
              ) -> int|None: # None: it gave up

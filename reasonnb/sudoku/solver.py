@@ -18,11 +18,11 @@ from numba.extending import intrinsic
 
 from ..core.compiled import compiled
 from ..core.config import UserError
-from .board import Box
+from .board import BoardShape
 
 # %% ../../nbs/sudoku/03_solver.ipynb #253faa50
 @lru_cache(maxsize=None)
-def _tables(box:Box) -> tuple[np.ndarray, ...]:
+def _tables(box:BoardShape) -> tuple[np.ndarray, ...]:
     "The arrays first, bit, member, peers, blank of a box shape, all uint16; more digits than a mask has bits raise `UserError`."
     if box.N > 16: raise UserError(f'the solver takes boards of up to 16 digits, {box} boxes have {box.N}')
     N, cells, units = box.N, box.cells, box.units
@@ -216,7 +216,7 @@ def _parallel(kernel, n:int, workers:int|None) -> None:
         for thread in [t for t in threads if t.ident]: thread.join()
     if errors: raise errors[0]
 
-def _checked(puzzles, box:Box) -> np.ndarray:
+def _checked(puzzles, box:BoardShape) -> np.ndarray:
     "Puzzles as a contiguous uint8 array, or a `UserError` that says what is wrong with them."
     puzzles = np.asarray(puzzles)
     if puzzles.ndim != 2 or puzzles.shape[1] != box.cells:
@@ -238,7 +238,7 @@ def _prove(t, puzzles, limit, solutions, counts, ratings):
             counts[n], ratings[n] = _search(work, t, 0, rng, solutions[n])
 
 def prove(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
-          box:Box, # box shape
+          box:BoardShape, # box shape
           limit:int=2, # stop counting here; 2 is enough to prove uniqueness
           workers:int|None=None, # threads; None: every core this process may use
          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # solutions `(n, cells)` uint8, counts `(n,)` and ratings `(n,)` int32
@@ -252,20 +252,20 @@ def prove(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
 
 # %% ../../nbs/sudoku/03_solver.ipynb #fe8750c0
 def solve(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
-          box:Box, # box shape
+          box:BoardShape, # box shape
          ) -> np.ndarray: # `(n, cells)` uint8; a row of zeros where there is no solution
     "The first solution of each puzzle that the search meets; there may be others."
     return prove(puzzles, box, 1)[0]
 
 def count_solutions(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
-                    box:Box, # box shape
+                    box:BoardShape, # box shape
                     limit:int=2, # stop counting here
                    ) -> np.ndarray: # `(n,)` int32
     "Number of solutions of each puzzle, at most `limit`."
     return prove(puzzles, box, limit)[1]
 
 def rate(puzzles:np.ndarray, # `(n, cells)` digits, 0 = empty
-         box:Box, # box shape
+         box:BoardShape, # box shape
         ) -> np.ndarray: # `(n,)` int32
     "Guesses that the proof of uniqueness takes; 0: naked and hidden singles fill the board."
     return prove(puzzles, box, 2)[2]

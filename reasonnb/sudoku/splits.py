@@ -11,7 +11,7 @@ import torch
 
 from ..core.config import UserError
 from ..core.gradients import Batch
-from .board import Box
+from .board import BoardShape
 from .data_config import Data
 from .datasets import PuzzleSet, load, rating_groups, split_by_class
 from .symmetry import relabel_digits
@@ -31,7 +31,7 @@ def balanced(puzzles:PuzzleSet, # to draw from
 def make_splits(config:Data
                ) -> dict[str, PuzzleSet]: # 'train', 'validation', 'test', sharing no solution-grid class
     "Load the data a config names and split it by solution-grid class; the split does not depend on the run's seed."
-    everything = load(config.data, box=Box(*config.box), n=config.puzzles or None, seed=0)
+    everything = load(config.data, box=BoardShape(*config.box), n=config.puzzles or None, seed=0)
     low, high = config.difficulty
     if low > 0 or high < everything.ratings.max(): everything = everything.subset_by_rating(low, high)
     wanted = config.test_puzzles + config.validation_puzzles
@@ -55,7 +55,7 @@ def make_transfer(config:Data, # names the second data set
                   train:PuzzleSet, # whose grids must not be in it
                  ) -> PuzzleSet: # at most test_puzzles
     "Test boards of the second data set."
-    others = load(config.transfer, box=Box(*config.box), n=config.transfer_puzzles or None, seed=0)
+    others = load(config.transfer, box=BoardShape(*config.box), n=config.transfer_puzzles or None, seed=0)
     kept = others.select(~np.isin(others.classes, np.unique(train.classes)))
     if not len(kept): raise UserError(f'transfer={config.transfer!r}: every one of its grids is a training grid; use another data set or fewer training puzzles')
     return _cut(kept, config.test_puzzles, config.transfer_balanced)
@@ -64,7 +64,7 @@ def make_transfer(config:Data, # names the second data set
 class Boards:
     "The data of a run: the three sides, and batches of the training side."
     def __init__(self, config:Data):
-        self.config, self.box = config, Box(*config.box)
+        self.config, self.box = config, BoardShape(*config.box)
         self.sides = make_splits(config)
         if config.transfer: self.sides['transfer'] = make_transfer(config, self.sides['train'])
         train = self.sides['train']

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.compiled import compiled
 from ..core.config import UserError
-from .board import Box, box_for, is_solved
+from .board import BoardShape, box_for, is_solved
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #989bcf83
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Symmetry:
 
 # %% ../../nbs/sudoku/01_symmetry.ipynb #e98a4e6c
 def symmetry(
-    box:Box,
+    box:BoardShape,
     *,
     bands:Tensor|None=None,     # `(n, box.cols)` old band of each new one
     rows:Tensor|None=None,      # `(n, box.cols, box.rows)` order of the rows inside each new band
@@ -79,7 +79,7 @@ def _shuffles(generator:torch.Generator, *shape:int) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
 
 def random_symmetry(
-    box:Box,
+    box:BoardShape,
     n:int,                     # how many
     generator:torch.Generator, # source of randomness; its device is that of the result
 ) -> Symmetry:
@@ -87,10 +87,10 @@ def random_symmetry(
     square = torch.rand(n, generator=generator, device=generator.device) < (0.5 if box.rows == box.cols else 0)
     return symmetry(box, transpose=square, digits=_shuffles(generator, n, box.N) + 1,
         bands=_shuffles(generator, n, box.cols), rows=_shuffles(generator, n, box.cols, box.rows),
-        stacks=_shuffles(generator, n, box.rows), cols=_shuffles(generator, n, box.rows, box.cols))
+        untied_stacks=_shuffles(generator, n, box.rows), cols=_shuffles(generator, n, box.rows, box.cols))
 
 def relabel_digits(
-    box:Box,
+    box:BoardShape,
     n:int,                     # how many
     generator:torch.Generator, # source of randomness; its device is that of the result
 ) -> Symmetry:
@@ -193,7 +193,7 @@ def _classes(grids, row, col, rows, cols, out):
 # %% ../../nbs/sudoku/01_symmetry.ipynb #79de7585
 def grid_class(
     solutions,         # `(n, cells)` array or tensor of solved grids
-    box:Box|None=None, # box shape; None: from the number of cells
+    box:BoardShape|None=None, # box shape; None: from the number of cells
 ) -> np.ndarray: # `(n,)` uint64
     "A number for each solved grid that no symmetry of the board changes; an unsolved grid raises `UserError`."
     grids = solutions.cpu().numpy() if isinstance(solutions, Tensor) else np.asarray(solutions)

@@ -12,11 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from ..core.config import UserError
-from .board import Box, box_for
+from .board import BoardShape, box_for
 from .reading import Reader, fault_of
 
 # %% ../../nbs/sudoku/11_values.ipynb #7a1e0006
-def shape_of(cells:int, boxes:list[Box], box:Box|None=None) -> Box:
+def shape_of(cells:int, boxes:list[BoardShape], box:BoardShape|None=None) -> BoardShape:
     "The board of so many cells: the shape asked for, one that can be solved, the usual one."
     known = [box, *boxes] if box else boxes
     return next((b for b in known if b.cells == cells), None) or box_for(cells)
@@ -24,14 +24,14 @@ def shape_of(cells:int, boxes:list[Box], box:Box|None=None) -> Box:
 # %% ../../nbs/sudoku/11_values.ipynb #7a1e0009
 SIDES = {4, 6, 9, 16} # digits of the boards that are recognised, whether there is a solver or not
 
-def _array_boards(a:np.ndarray, boxes:list[Box], box:Box|None) -> list[np.ndarray]: # `(cells,)` uint8 each
+def _array_boards(a:np.ndarray, boxes:list[BoardShape], box:BoardShape|None) -> list[np.ndarray]: # `(cells,)` uint8 each
     "Boards of an array: (cells,), (N, N), or many of them."
     if a.dtype.kind not in 'iu': raise UserError(f'puzzles are {a.dtype}; whole numbers are needed, 0 for a blank')
     sides = {b.N for b in (*boxes, *([box] if box else ()))} | SIDES
     square = a.ndim in (2, 3) and a.shape[-1] == a.shape[-2] and a.shape[-1] in sides
     if square and a.ndim == 2 and a.shape[-1] in [s * s for s in sides]: # one board of 16x16, or sixteen of 4x4
         if box is None and a.max() <= a.shape[-1] ** .5:
-            raise UserError(f'puzzles have shape {a.shape}: one board or {len(a)}? say box=Box(rows, cols)')
+            raise UserError(f'puzzles have shape {a.shape}: one board or {len(a)}? say box=BoardShape(rows, cols)')
         square = box is None or box.N == a.shape[-1]
     if not square and a.ndim not in (1, 2):
         raise UserError(f'puzzles have shape {a.shape}; (cells,), (N, N), (batch, cells) or (batch, N, N) is needed')
@@ -51,7 +51,7 @@ def _text_boards(lines:list[str], sides:set[int], prose:bool) -> list[np.ndarray
     return [f.puzzle for f in found]
 
 # %% ../../nbs/sudoku/11_values.ipynb #7a1e000b
-def boards_from(puzzles, boxes:list[Box], box:Box|None=None) -> list[np.ndarray]: # `(cells,)` uint8 each
+def boards_from(puzzles, boxes:list[BoardShape], box:BoardShape|None=None) -> list[np.ndarray]: # `(cells,)` uint8 each
     "Puzzles of any form, one by one; `UserError` names the first that is none."
     sides = {b.N for b in (*boxes, *([box] if box else ()))} | SIDES
     if isinstance(puzzles, str): return _text_boards(re.split('\r\n|\r|\n', puzzles), sides, prose=True)

@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'broken', 'stable', 'less_stable', 'accuracies']
 
 # %% ../../../nbs/systems/equilibrium/08_claims.ipynb #731e6daa
-from ...core.config import Against
+from ...core.config import CompareWith
 from .logparser import flags_zeros
 
 # %% ../../../nbs/systems/equilibrium/08_claims.ipynb #c6074aca
@@ -29,5 +29,5 @@ def accuracies(ours, theirs):
     return tuple([r['metrics'].get('test_accuracy', r['metrics']['accuracy']) for r in side] for side in (ours, theirs))
 
 CLAIMS = {f'eq_stable_0_{beta}': stable for beta in range(20, 27)} | {
-    'eq_flat_top': accuracies, 'eq_ln': Against(accuracies, 'eq_no_layernorm'), 'eq_slow_schedule_ok': stable,
-    'eq_schedule_unstable': Against(less_stable, 'beta_0_25_fixed'), 'eq_parser_sanity': flags_zeros}
+    'eq_flat_top': accuracies, 'eq_ln': CompareWith(accuracies, 'eq_no_layernorm'), 'eq_slow_schedule_ok': stable,
+    'eq_schedule_unstable': CompareWith(less_stable, 'beta_0_25_fixed'), 'eq_parser_sanity': flags_zeros}

@@ -62,6 +62,7 @@ class ImageConfig(Config):
 @dataclass(frozen=True, kw_only=True)
 class EquilibriumConfig(ImageConfig):
     "Settings of a run; defaults are those of the log's best one."
+    retired = dict(poor='on_untrusted', noise_limit='residual_to_nudge_limit', rest_limit='residual_limit')
     network: Literal['energy', 'conv', 'cross', 'self'] = 'cross'  # with an energy: transformer, feature maps; without: asks the clamped input, asks itself
     patch: int = 0  # side of the squares that become tokens, or of the kernels, pixels; 0 = the whole image is one token
     stride: int = 1  # pixels from one square to the next
@@ -78,8 +79,8 @@ class EquilibriumConfig(ImageConfig):
     tied: bool = False  # cross only: the log's symmetric mode
     readout: Literal['flat', 'mean'] = 'flat'
     spectral_clip: float = 0.  # largest singular value of the map's matrices, 0 = free
-    estimator: Literal[tuple(ESTIMATORS)] = 'mse_proxy'
-    beta: float = .22  # strength of the pull
+    estimator: Literal[tuple(ESTIMATORS)] = 'log_rule'
+    beta: float = .22  # strength of the nudge
     beta_end: float = 0.  # in the last epoch, 0 = `beta` throughout
     beta_from: float = 0.  # epoch from which it changes
     damping: float = .8
@@ -88,11 +89,11 @@ class EquilibriumConfig(ImageConfig):
     nudged_iterations: int = 50  # of each other phase
     nudged_tolerance: float = 0.
     solver: Literal['damped', 'anderson'] = 'damped'
-    nudge: Literal['sample', 'batch_mean'] = 'batch_mean'  # whose cost pulls
+    nudge: Literal['sample', 'batch_mean'] = 'batch_mean'  # whose cost nudges
     points: int = 4  # holomorphic only
-    noise_limit: float = .1  # one-sided rules: free residual over pull beyond which a gradient is called untrusted
-    rest_limit: float = .01  # other rules of the fixed point: relative residual beyond which it is
-    poor: Literal['flag', 'refuse'] = 'flag'  # what becomes of it
+    residual_to_nudge_limit: float = .1  # one-sided rules: free residual over nudge beyond which a gradient is called untrusted
+    residual_limit: float = .01  # other rules of the fixed point: relative residual beyond which it is
+    on_untrusted: Literal['flag', 'raise'] = 'flag'  # what becomes of it
     measure_memory: bool = True  # at the end, compare what a step keeps with backpropagation through time
     lr: float = 2e-3
     betas: tuple[float, float] = (.9, .999)
@@ -123,19 +124,19 @@ def check_equilibrium(c:EquilibriumConfig):
     refuse(c.network in ('cross', 'self') and c.attention == 'none', "attention='none' belongs to network='energy'")
     refuse(c.network in ('cross', 'self') and ESTIMATORS[c.estimator].energy,
            f"estimator={c.estimator!r} needs network='energy' or 'conv'; for {c.network!r} take asymmetric, vector_field or implicit")
-    refuse(c.precision != 'float32', "precision: a small pull drowns in bfloat16; use precision='float32'")
+    refuse(c.precision != 'float32', "precision: a small nudge drowns in bfloat16; use precision='float32'")
     refuse(c.compile and c.estimator in ('implicit', 'asymmetric', 'holomorphic'),
            f'compile=True: estimator={c.estimator!r} keeps a graph for several passes or computes with complex numbers, which a compiled map cannot; set compile=False')
     for beta in (c.beta, c.beta_end): phases_of(c, beta or c.beta)
 
 @lru_cache
 def phases_of(c:EquilibriumConfig, beta:float) -> Phases:
-    "How the phases run under a pull of this strength."
+    "How the phases run under a nudge of this strength."
     return Phases(beta=beta, damping=c.damping, iterations=c.iterations, tolerance=c.tolerance, nudged_iterations=c.nudged_iterations,
-                  nudged_tolerance=c.nudged_tolerance, solver=c.solver, nudge=c.nudge, points=c.points, limit=c.noise_limit, rest=c.rest_limit, poor=c.poor)
+                  nudged_tolerance=c.nudged_tolerance, solver=c.solver, nudge=c.nudge, points=c.points, limit=c.residual_to_nudge_limit, rest=c.residual_limit, on_untrusted=c.on_untrusted)
 
 def beta_at(c:EquilibriumConfig, epoch:int) -> float:
-    "Strength of the pull in an epoch, from 0."
+    "Strength of the nudge in an epoch, from 0."
     last = max(c.beta_from + 1, round(c.epochs) - 1)
     share = min(max((epoch - c.beta_from) / (last - c.beta_from), 0.), 1.)
     return c.beta + (c.beta_end - c.beta) * share if c.beta_end else c.beta

@@ -65,7 +65,7 @@ NAMES = (
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #c8b1d8ea
 LADDER = (
     *(Experiment(f'eq_damping_{str(d).replace(".", "_")}', 'beta_0_22_fixed', dict(damping=d), note='Control: the log has 0.8 and calls it proven.') for d in (.5, 1.)),
-    Experiment('eq_rule_per_sample', 'eq_ref_no_dropout', dict(nudge='sample'), note='Each image is pulled by its own cost.'),
+    Experiment('eq_rule_per_sample', 'eq_ref_no_dropout', dict(nudge='sample'), note='Each image is nudged by its own cost.'),
     Experiment('eq_rule_vector_field', 'eq_rule_per_sample', dict(estimator='vector_field'), note='The displacement in the place of the regression.'),
     Experiment('eq_rule_asymmetric', 'eq_rule_vector_field', dict(estimator='asymmetric'), at(laptop=dict(nudged_iterations=6)),
                'Exact for maps without an energy; the map contracts so well that half of the iterations do.'),

@@ -109,7 +109,7 @@ class EquilibriumTask(ImageBatches):
     def load_state_dict(self, state:dict): self.accuracies, self.updates, self.untrusted = list(state['accuracies']), state['updates'], state['untrusted']
 
     def backward(self, batch:Batch) -> dict[str, Tensor]:
-        "The estimated gradient, under the pull of the batch's epoch."
+        "The estimated gradient, under the nudge of the batch's epoch."
         c, epoch = self.config, int(batch['epoch'][0])
         terms = estimate(self.model, batch['images'], batch['labels'], c.estimator, phases_of(c, beta_at(c, epoch)))
         self.updates, self.untrusted = self.updates + 1, self.untrusted.to(terms['untrusted'].device) + terms['untrusted']

@@ -19,12 +19,12 @@ import torch
 
 from ...core.config import UserError, unknown
 from ...core.own import output
-from ...core.places import expand
+from ...core.paths import expand
 from ...core.records import environment, plain, read_json, write_json
 from ...core.statistics import wilson
 from ...sudoku.splits import make_splits
 from ...sudoku.datasets import PuzzleSet, load
-from .search import Effort, reason
+from .search import SearchBudget, reason
 from ...sudoku.solver import prove
 from .neural_solver import Solver
 
@@ -59,7 +59,7 @@ def classical_rate(puzzles:np.ndarray, box, seconds:float=.2 # at least
     return done / (time.perf_counter() - start)
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #e80e0121
-def alone(solver:Solver, puzzles:torch.Tensor, effort:Effort) -> list[float]: # CPU seconds of each
+def alone(solver:Solver, puzzles:torch.Tensor, budget:SearchBudget) -> list[float]: # CPU seconds of each
     "Puzzles one at a time, on one CPU thread; CPU seconds, so that other jobs matter little."
     threads, device, found = torch.get_num_threads(), next(solver.network.parameters()).device, []
     try:
@@ -67,7 +67,7 @@ def alone(solver:Solver, puzzles:torch.Tensor, effort:Effort) -> list[float]: # 
         solver.network.cpu()
         for puzzle in puzzles:
             start = time.process_time()
-            reason(solver.network, puzzle[None], solver.box, effort)
+            reason(solver.network, puzzle[None], solver.box, budget)
             found.append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
@@ -76,44 +76,44 @@ def alone(solver:Solver, puzzles:torch.Tensor, effort:Effort) -> list[float]: # 
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #680f391d
 def verdicts(solver:Solver, puzzles:np.ndarray, # `(n, cells)`
-             effort:Effort, say:Callable=lambda text: None,
+             budget:SearchBudget, say:Callable=lambda text: None,
             ) -> tuple[list, dict]: # one `Reasoned` for each batch, what came out
     "Solve many boards; count verdicts and what they took."
-    found, start, size = [], time.perf_counter(), effort.batch
+    found, start, size = [], time.perf_counter(), budget.batch
     for first in range(0, len(puzzles), size):
-        found.append(reason(solver.network, torch.as_tensor(puzzles[first:first + size]).long(), solver.box, effort))
+        found.append(reason(solver.network, torch.as_tensor(puzzles[first:first + size]).long(), solver.box, budget))
         if len(puzzles) > size: say(f'{min(first + size, len(puzzles)):,} of {len(puzzles):,} boards')
     seconds = time.perf_counter() - start
     all_verdicts, moves = [v for f in found for v in f.verdict], torch.cat([f.moves for f in found]).double()
     counts = {v: all_verdicts.count(v) for v in ('solved', 'abstained', 'several', 'impossible')}
-    chains = torch.cat([f.chains for f in found])
-    one_chain = sum(v == 'solved' and c == 1 for v, c in zip(all_verdicts, chains.tolist()))
-    return found, dict(n=len(puzzles), **counts, moves=moves.mean().item(), median_moves=moves.median().item(), chains=chains.double().mean().item(),
+    rollouts = torch.cat([f.rollouts for f in found])
+    one_chain = sum(v == 'solved' and c == 1 for v, c in zip(all_verdicts, rollouts.tolist()))
+    return found, dict(n=len(puzzles), **counts, moves=moves.mean().item(), median_moves=moves.median().item(), rollouts=rollouts.double().mean().item(),
                        one_chain=one_chain, flop=moves.mean().item() * solver.flop, seconds=seconds / max(1, len(puzzles)))
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #ea3f52b5
-def run_tier(boards:PuzzleSet, solver:Solver, effort:Effort,
+def run_tier(boards:PuzzleSet, solver:Solver, budget:SearchBudget,
              singles:int=20, # puzzles timed alone
              say:Callable=lambda text: None) -> dict:
     "A row of the benchmark."
     puzzles, solutions = np.asarray(boards.puzzles), torch.as_tensor(np.asarray(boards.solutions)).long()
-    found, row = verdicts(solver, puzzles, effort, say)
+    found, row = verdicts(solver, puzzles, budget, say)
     answers, bare = torch.cat([f.answers for f in found]), torch.cat([f.bare for f in found])
     solved = torch.tensor([v == 'solved' for f in found for v in f.verdict], dtype=torch.bool)
     right, said = (bare == solutions).all(-1), (bare > 0).all(-1)
-    times = alone(solver, torch.as_tensor(puzzles[:singles]).long(), effort)
+    times = alone(solver, torch.as_tensor(puzzles[:singles]).long(), budget)
     wrong = solved & (answers != solutions).any(-1)
     return row | dict(wrong=int(wrong.sum()), bare_right=int(right.sum()), bare_wrong=int((said & ~right).sum()), n_alone=len(times),
                       seconds_alone=float(np.median(times)), classical_per_second=classical_rate(puzzles, boards.box), data_hash=boards.hash)
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #5353375c
-def agreement_rows(solver:Solver, effort:Effort, several:np.ndarray, # `(n, cells)` puzzles with more than one solution
+def agreement_rows(solver:Solver, budget:SearchBudget, several:np.ndarray, # `(n, cells)` puzzles with more than one solution
                    unique:np.ndarray, # `(n, cells)` puzzles with one
                    levels=(1, 2, 3)) -> list[dict]: # noticed, answered, abstained, moves; solved and moves of the unique ones
     "What it gives and costs that so many answers must coincide."
     rows = []
     for level in levels:
-        here = replace(effort, agreement=level)
+        here = replace(budget, agreement=level)
         two, one = verdicts(solver, several, here)[1], verdicts(solver, unique, here)[1]
         shares = {name: two[key] / two['n'] for name, key in (('noticed', 'several'), ('answered', 'solved'), ('abstained', 'abstained'))}
         rows.append(dict(agreement=level, n_several=two['n'], **shares,
@@ -145,7 +145,7 @@ def _opened(path:Path, settings:dict, again:bool) -> dict:
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #8e845515
 def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
-          effort:Effort|None=None, # None: that of the checkpoint's own test
+          budget:SearchBudget|None=None, # None: that of the checkpoint's own test
           *, tiers:tuple[str, ...]|None=None, # None: all of them, and the test of agreement
           singles:int=10, # puzzles of a tier timed alone
           agreement:int=50, # puzzles of each kind for that test, 0 = leave it out
@@ -155,23 +155,23 @@ def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
           say:Callable=lambda text: None, # told how it goes
          ) -> dict: # the report, also in the file
     "Measure tier by tier, or go on with what was measured."
-    effort, path, known = effort or solver.effort(), expand(path) if path else report_path(solver), tiers_of(solver)
+    budget, path, known = budget or solver.budget(), expand(path) if path else report_path(solver), tiers_of(solver)
     for tier in tiers or ():
         if tier not in known: raise unknown('tier', tier, known)
-    report = _opened(path, dict(checkpoint=solver.path.stem, sha256=solver.about['sha256'], n=n, singles=singles, seed=seed, effort=asdict(effort)), again)
+    report = _opened(path, dict(checkpoint=solver.path.stem, sha256=solver.about['sha256'], n=n, singles=singles, seed=seed, budget=asdict(budget)), again)
     path.parent.mkdir(parents=True, exist_ok=True)
     trained = cache(lambda: np.unique(make_splits(solver.config)['train'].classes))
     for tier in tiers or known:
         if tier in report['tiers']: continue
         say(tier)
         boards, size, left_out = tier_boards(tier, solver, trained(), n, seed)
-        report['tiers'][tier] = dict(size=size, left_out=left_out) | run_tier(boards, solver, effort, singles, say)
+        report['tiers'][tier] = dict(size=size, left_out=left_out) | run_tier(boards, solver, budget, singles, say)
         write_json(path, report | _about(solver))
         say('{solved:,} of {n:,} solved'.format(**report['tiers'][tier]))
     if agreement and not tiers and not report['agreement'] and known == TIERS:
         say('puzzles with several solutions')
         unique = tier_boards('hard_25_clues', solver, trained(), agreement, seed)[0]
-        report['agreement'] = agreement_rows(solver, effort, _several(solver, agreement, seed), np.asarray(unique.puzzles))
+        report['agreement'] = agreement_rows(solver, budget, _several(solver, agreement, seed), np.asarray(unique.puzzles))
     write_json(path, report | _about(solver))
     return report
 
@@ -180,7 +180,7 @@ def _about(solver:Solver) -> dict:
     "What every reader of the numbers must know."
     here = environment()
     return dict(params=solver.about['params'], flop_per_move=solver.flop, data=solver.about['data'], data_hash=solver.about['data_hash'],
-                protocol='search by several chains, answers checked by the rules; no board of a solution-grid class of the training set',
+                protocol='search by several rollouts, answers checked by the rules; no board of a solution-grid class of the training set',
                 device=here['gpu'] if next(solver.network.parameters()).is_cuda else 'cpu', environment=here)
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #64f21432
@@ -201,7 +201,7 @@ def table(report:dict # from `bench` or its file
     rows = [{'tier': tier, 'n': str(r['n']), 'solved, %': _share(r['solved'], r['n']),
              'abstained': str(r['n'] - r['solved']), 'wrong, %': _share(r['wrong'], r['n']),
              'bare right, %': f"{100 * r['bare_right'] / r['n']:.1f}", 'bare wrong, %': f"{100 * r['bare_wrong'] / r['n']:.1f}", 'moves mean': f"{r['moves']:.3g}",
-             'median': f"{r['median_moves']:.3g}", 'chains': f"{r['chains']:.3g}", 'FLOP': _si(r['flop']), 's in batch': f"{r['seconds']:.3g}",
+             'median': f"{r['median_moves']:.3g}", 'rollouts': f"{r['rollouts']:.3g}", 'FLOP': _si(r['flop']), 's in batch': f"{r['seconds']:.3g}",
              's alone': f"{r['seconds_alone']:.3g}", 'classical /s': _si(r['classical_per_second'])} for tier, r in report['tiers'].items() if r['n']]
     return pd.DataFrame(rows)
 

@@ -76,7 +76,7 @@ def _shown(name:str, line, found) -> dict:
     if found is None:
         return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
     answer = to_line(found.answer, found.box) if found.answer.any() else None
-    return about | dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), moves=found.moves, chains=found.chains,
+    return about | dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), moves=found.moves, rollouts=found.rollouts,
                         flop=found.flop, seconds=round(found.seconds, 6)) | (dict(fault=found.why) if found.why else {}) | note
 
 class _Told:
@@ -85,7 +85,7 @@ class _Told:
 
     def see(self, found):
         "Note which boxes were taken, and whether others would have been better."
-        from reasonnb.sudoku.board import Box
+        from reasonnb.sudoku.board import BoardShape
         from reasonnb.systems.lattice.neural_solver import fits
         rows, cols = found.box.rows, found.box.cols
         if rows == cols or self.box and self.box.cells == found.box.cells: return
@@ -93,7 +93,7 @@ class _Told:
             _say(f'{found.box.N}x{found.box.N} boards are taken to have {rows}x{cols} boxes, {rows} high and {cols} wide; --box {cols}x{rows} for the other kind')
         self.shapes.add(found.box)
         self.boards += 1
-        self.elsewhere += not fits(found.puzzle, found.box) and fits(found.puzzle, Box(cols, rows))
+        self.elsewhere += not fits(found.puzzle, found.box) and fits(found.puzzle, BoardShape(cols, rows))
 
     def end(self, source):
         "What can be said when all is read."
@@ -136,16 +136,16 @@ def _place(name:str, line) -> str:
     return f'{what} {line.first}' if line.first == line.last else f'{what}s {line.first}-{line.last}'
 
 def _box(text:str|None):
-    "Box of an option."
-    from reasonnb.sudoku.board import Box
+    "BoardShape of an option."
+    from reasonnb.sudoku.board import BoardShape
     if text is None: return None
-    try: return Box(*map(int, text.lower().split('x')))
+    try: return BoardShape(*map(int, text.lower().split('x')))
     except (ValueError, TypeError): raise UserError(f'--box {text}: say rows x columns of a box, e.g. 3x3') from None
 
 # %% ../../../nbs/systems/lattice/09_commands.ipynb #272df0bf
 def solve(puzzles:Annotated[list[str], typer.Argument(metavar='PUZZLE|FILE|-', help='Puzzles, or their rows; files of them (a puzzle a line, tables, drawings, documents; plain or gzipped); - for standard input.')],
-          box:Annotated[Optional[str], typer.Option(help='Box shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')]=None,
-          chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
+          box:Annotated[Optional[str], typer.Option(help='BoardShape shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')]=None,
+          rollouts:Annotated[int, typer.Option(min=0, help='Most rollouts side by side; 0 = 64.')]=0,
           agreement:Annotated[int, typer.Option(min=1, help='Answers that must coincide: 1 is fastest, 2 notices nearly all puzzles with several solutions.')]=2,
           seed:Annotated[int, typer.Option(min=0, help='Of guesses and symmetries.')]=0,
           checkpoint:Annotated[Optional[Path], typer.Option(help='Weights to use, with their .json beside them; else the shipped ones for the board.')]=None,
@@ -162,13 +162,13 @@ def solve(puzzles:Annotated[list[str], typer.Argument(metavar='PUZZLE|FILE|-', h
     \b
     reasonnb solve 4...3.......6..8..........1....5..9..8....6...7.2........1.27..5.3....4.9........
     reasonnb solve puzzles.txt > answers.txt
-    zcat list.csv.gz | reasonnb solve - --json --chains 8
+    zcat list.csv.gz | reasonnb solve - --json --rollouts 8
     reasonnb solve drawn.sdk table.csv --box 3x2
     reasonnb solve 53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79
     reasonnb solve -- -3--9-...    (a puzzle that begins with -)
     """
     if puzzles.count('-') > 1: raise UserError('- is given twice; there is one standard input')
-    counts = _solve_all(puzzles, json, checkpoint, _box(box), dict(chains=chains, agreement=agreement, seed=seed, device=device))
+    counts = _solve_all(puzzles, json, checkpoint, _box(box), dict(rollouts=rollouts, agreement=agreement, seed=seed, device=device))
     if sum(counts.values()) > 1: typer.echo(', '.join(f'{n:,} {verdict}' for verdict, n in counts.items()), err=True)
     if set(counts) != {'solved'}: raise typer.Exit(1)
 
@@ -181,11 +181,11 @@ def _no_list(path:Path):
         raise UserError(f'{path} holds no weights; bench takes weights and measures them on public lists. Own lists are solved by: reasonnb solve {path}')
 
 def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, with their .json beside them; else the shipped ones for --box.')]=None,
-          box:Annotated[str, typer.Option(help='Box shape of the shipped checkpoint.')]='3x3',
+          box:Annotated[str, typer.Option(help='BoardShape shape of the shipped checkpoint.')]='3x3',
           n:Annotated[int, typer.Option('--n', min=1, help='Puzzles of each tier.')]=50,
           everything:Annotated[bool, typer.Option('--all', help='All puzzles of each tier: hours.')]=False,
           tier:Annotated[Optional[list[str]], typer.Option(help='Only this tier; may be given several times.')]=None,
-          chains:Annotated[int, typer.Option(min=0, help='Most chains side by side; 0 = 64.')]=0,
+          rollouts:Annotated[int, typer.Option(min=0, help='Most rollouts side by side; 0 = 64.')]=0,
           singles:Annotated[int, typer.Option(min=1, help='Puzzles of each tier that are timed alone.')]=10,
           agreement:Annotated[int, typer.Option(min=0, help='Puzzles with several solutions to try, and as many with one; 0 = none.')]=50,
           seed:Annotated[int, typer.Option(min=0, help='Of the samples and of the guesses.')]=0,
@@ -207,7 +207,7 @@ def bench(checkpoint:Annotated[Optional[Path], typer.Argument(help='Weights, wit
     from reasonnb.systems.lattice.neural_solver import load_solver
     if checkpoint: _no_list(checkpoint)
     solver = load_solver(None if checkpoint else _box(box), checkpoint, device)
-    report = benchmark.bench(solver, 0 if everything else n, solver.effort(chains, seed=seed), tiers=tuple(tier or ()) or None, singles=singles, agreement=agreement,
+    report = benchmark.bench(solver, 0 if everything else n, solver.budget(rollouts, seed=seed), tiers=tuple(tier or ()) or None, singles=singles, agreement=agreement,
                              seed=seed, path=out, again=again, say=lambda text: typer.echo(text, err=True))
     if json: return typer.echo(js.dumps(report))
     typer.echo(benchmark.table(report).to_string(index=False))

@@ -11,13 +11,14 @@ from typing import Literal
 
 from ...core.config import UserError
 from ...sudoku.data_config import Data
-from .rollouts import Moves
-from .search import Effort
+from .rollouts import MovePolicy
+from .search import SearchBudget
 
 # %% ../../../nbs/systems/lattice/03_config.ipynb #dedbbbc7
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
+    retired = dict(patient='guess_when_stuck', linger='keep_lost_prob', turn='augment', chains='rollouts', rounds='max_moves')
     network: Literal['symmetric', 'attention'] = 'attention'
     d_model: int = 128  # per cell, for the symmetric network per candidate
     layers: int = 4  # blocks in a loop
@@ -32,38 +33,38 @@ class LatticeConfig(Data):
     digit_weight: float = 1.0
     conflict_weight: float = 0.1
     threshold: float = 0.1  # candidates kept with a smaller probability are struck out
-    conflict: float = 0.6  # conflicts called with a larger one end a chain; never in training
+    conflict: float = 0.6  # conflicts called with a larger one end a rollout; never in training
     temperature: float = 1.5  # of guesses
-    patient: bool = False  # guess only when nothing was struck out
+    guess_when_stuck: bool = False  # guess only when nothing was struck out
     focus: float = 0.  # of guesses on cells that are nearly certain, 0 = any open cell
-    linger: float = 0.  # chance that a training board which has lost its solution stays for another move
+    keep_lost_prob: float = 0.  # chance that a training board which has lost its solution stays for another move
     on_policy: bool = True  # states of the network's own making; False: made from the solution
-    turn: bool = True  # a random symmetry of every new board
+    augment: bool = True  # a random symmetry of every new board
     max_age: int = 100  # moves after which a slot gets a new board
-    chains: tuple[int, ...] = (1, 8, 64)  # of the final test
-    rounds: int = 100  # moves of each of them in a stage
+    rollouts: tuple[int, ...] = (1, 8, 64)  # of the final test
+    max_moves: int = 100  # moves of each of them in a stage
     best_metric: str = 'puzzle_accuracy'
     best_mode: Literal['min', 'max'] = 'max'
 
     def check(self):
         super().check()
         check_lattice(self)
-        self.effort()
+        self.budget()
 
-    def effort(self, *chains:int) -> Effort:
-        "What the test may spend; with other numbers of chains if asked for."
-        return Effort(chains or self.chains, self.rounds, self.loops, self.rules())
+    def budget(self, *rollouts:int) -> SearchBudget:
+        "What the test may spend; with other numbers of rollouts if asked for."
+        return SearchBudget(rollouts or self.rollouts, self.max_moves, self.loops, self.rules())
 
-    def rules(self, **change) -> Moves:
-        "How its chains move, in training and in tests."
-        return replace(Moves(self.threshold, self.conflict, self.temperature, self.patient, self.focus), **change)
+    def rules(self, **change) -> MovePolicy:
+        "How its rollouts move, in training and in tests."
+        return replace(MovePolicy(self.threshold, self.conflict, self.temperature, self.guess_when_stuck, self.focus), **change)
 
 # %% ../../../nbs/systems/lattice/03_config.ipynb #b40e23b0
 def check_lattice(c:LatticeConfig):
     "Raise `UserError` for the first rule that the network or the pool of `c` breaks."
     for name in ('d_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age'):
         if getattr(c, name) < 1: raise UserError(f'{name}={getattr(c, name)}: must be at least 1')
-    if not 0 <= c.linger < 1: raise UserError(f'linger={c.linger}: a probability below 1 is needed')
+    if not 0 <= c.keep_lost_prob < 1: raise UserError(f'keep_lost_prob={c.keep_lost_prob}: a probability below 1 is needed')
     if c.early_loops < 0: raise UserError(f'early_loops={c.early_loops}: must be at least 0')
     if c.network == 'attention' and c.d_model % c.heads: raise UserError(f'heads={c.heads} does not divide d_model={c.d_model}')
     if c.named and c.network != 'symmetric': raise UserError("named=True is for network='symmetric'; the transformer knows the digits by name anyway")

@@ -8,20 +8,20 @@ __all__ = ['SCALES', 'EXPERIMENTS', 'SYSTEM']
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #0939eddc
 from ...core.config import Experiment, System
 from ...sudoku.data_config import ALL
-from .task import DeductionTask
+from .task import LatticeTask
 from .config import LatticeConfig
 
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #89866207
-_SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, turn=False)
+_SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, augment=False)
 _RECIPE = dict(lr=3e-3, weight_decay=.1, schedule='cosine', relabel=False, difficulty=ALL)
-_SEARCH = dict(focus=20., temperature=1., linger=.5)  # for boards on which guesses are dear
+_SEARCH = dict(focus=20., temperature=1., keep_lost_prob=.5)  # for boards on which guesses are dear
 SCALES = {
     'smoke': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=400, train_puzzles=0, test_puzzles=40, validation_puzzles=20, d_model=12, d_ff=24, loops=3,
-                                     batch_size=16, steps=20, warmup=5, eval_every=10, chains=(1, 4), rounds=12),
+                                     batch_size=16, steps=20, warmup=5, eval_every=10, rollouts=(1, 4), max_moves=12),
     'laptop': _SMALL | _RECIPE | dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=1_000, validation_puzzles=100,
-                                      batch_size=32, steps=500, warmup=50, eval_every=250, chains=(1, 8), rounds=20),
+                                      batch_size=32, steps=500, warmup=50, eval_every=250, rollouts=(1, 8), max_moves=20),
     'laptop9': _SMALL | _RECIPE | _SEARCH | dict(data='public:clue17,se11,hard_25_clues', train_puzzles=0, test_puzzles=100, validation_puzzles=50, loops=16, early_loops=8,
-                                                 batch_size=32, steps=14_000, warmup=200, eval_every=2_000, checkpoint_every=200, chains=(1, 8), rounds=60),
+                                                 batch_size=32, steps=14_000, warmup=200, eval_every=2_000, checkpoint_every=200, rollouts=(1, 8), max_moves=60),
     'h200': _SMALL | _RECIPE | _SEARCH | dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=500, d_model=64, d_ff=128, layers=2, loops=16,
                                     batch_size=512, steps=3_000, warmup=300, eval_every=500, precision='bfloat16', compile=True),
     'log': _RECIPE | dict(data='public:se11', train_puzzles=1_000, test_puzzles=2_000, validation_puzzles=500, batch_size=512, steps=2_000, warmup=200, eval_every=500,
@@ -40,25 +40,25 @@ def _and_few(slug:str, note:str, **more) -> tuple[Experiment, Experiment]:
 
 EXPERIMENTS = (
     Experiment('lattice', note='Weights shared over digits, cells and lines.'),
-    Experiment('lattice_six', 'lattice', at=dict(laptop=dict(steps=1_000, puzzles=60_000, test_puzzles=10_000, chains=(1, 8, 64), rounds=60)),
+    Experiment('lattice_six', 'lattice', at=dict(laptop=dict(steps=1_000, puzzles=60_000, test_puzzles=10_000, rollouts=(1, 8, 64), max_moves=60)),
                note='6x6 boards until nothing is left to solve.'),
     *(Experiment(f'lattice_loops_{n}', 'lattice', dict(loops=n)) for n in _LOOPS),
     *(Experiment(f'lattice_loops_{n}_equal_flop', 'lattice', dict(loops=n), dict(laptop=dict(steps=_STEPS * 8 // n, warmup=50 * 8 // n, eval_every=_STEPS * 4 // n)),
                  note='As much arithmetic in training as eight loops.') for n in _LOOPS),
     Experiment('lattice_last_loop', 'lattice', dict(supervise='last'), note='Only the last loop carries loss.'),
-    Experiment('lattice_no_conflict', 'lattice', dict(conflict_weight=0., conflict=1.), note='Nobody calls a conflict; chains end on empty cells and broken rules.'),
+    Experiment('lattice_no_conflict', 'lattice', dict(conflict_weight=0., conflict=1.), note='Nobody calls a conflict; rollouts end on empty cells and broken rules.'),
     Experiment('lattice_equal_weights', 'lattice', dict(true_weight=1., false_weight=1.), note='True and false candidates priced alike.'),
     Experiment('lattice_no_digit', 'lattice', dict(digit_weight=0.), note='Guesses are drawn from a head that was never trained.'),
     Experiment('lattice_off_policy', 'lattice', dict(on_policy=False), note='States made from solutions instead of by the network.'),
-    Experiment('lattice_patient', 'lattice', dict(patient=True), note='Guesses only when nothing can be struck out.'),
+    Experiment('lattice_patient', 'lattice', dict(guess_when_stuck=True), note='Guesses only when nothing can be struck out.'),
     Experiment('lattice_focus', 'lattice', dict(focus=20., temperature=1.), note='Guesses on cells that are nearly certain.'),
-    Experiment('lattice_linger', 'lattice', dict(linger=.5), note='Lost boards stay in the pool for a while.'),
+    Experiment('lattice_linger', 'lattice', dict(keep_lost_prob=.5), note='Lost boards stay in the pool for a while.'),
     Experiment('lattice_100', 'lattice', dict(train_puzzles=100), note='100 training puzzles.'),
     *_and_few('lattice_named', 'Digits have embeddings of their own.', change=dict(network='symmetric', named=True)),
-    *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(network='symmetric', named=True, turn=True)),
-    *_and_few('lattice_attention', 'The Lattice Deduction Transformer.', change=dict(network='attention', turn=True), at=_TRANSFORMER),
+    *_and_few('lattice_named_turned', 'Digits have embeddings of their own; boards are renamed and turned.', change=dict(network='symmetric', named=True, augment=True)),
+    *_and_few('lattice_attention', 'The Lattice Deduction Transformer.', change=dict(network='attention', augment=True), at=_TRANSFORMER),
     Experiment('lattice_attention_equal_flop', 'lattice_attention', at=dict(laptop=dict(steps=384, warmup=38)), note='As much arithmetic in training as the symmetric network.'),
 )
 
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #0b14a878
-SYSTEM = System(name='lattice', logs=('lattice',), config=LatticeConfig, scales=SCALES, experiments=EXPERIMENTS, build=DeductionTask, job='jobs/lattice.ipynb')
+SYSTEM = System(name='lattice', logs=('lattice',), config=LatticeConfig, scales=SCALES, experiments=EXPERIMENTS, build=LatticeTask, job='jobs/lattice.ipynb')

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from ...core.config import UserError
 from ...nn.linear import Linear
 from ...nn.blocks import Block
-from ...sudoku.board import Box
+from ...sudoku.board import BoardShape
 from ...sudoku.encoding import Position
 
 # %% ../../../nbs/systems/lattice/00_networks.ipynb #6cff8cde
 def candidates(puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
-               box:Box,
+               box:BoardShape,
               ) -> Tensor: # bool `(batch, cells, digits)`
     "The state before anything is known but the givens."
     digits = torch.arange(1, box.N + 1, device=puzzles.device)
@@ -70,7 +70,7 @@ class Lattice(nn.Module):
 # %% ../../../nbs/systems/lattice/00_networks.ipynb #027dbf6e
 class SymmetricLattice(Lattice):
     "Candidates that speak to cell, row, column, box and segment; weights shared over digits, cells and lines."
-    def __init__(self, box:Box,
+    def __init__(self, box:BoardShape,
                  d_model:int=32, # numbers per candidate
                  d_ff:int=64, # hidden units
                  layers:int=1, # blocks in a loop
@@ -119,7 +119,7 @@ class Constraints(nn.Module):
 # %% ../../../nbs/systems/lattice/00_networks.ipynb #e7325bcd
 class AttentionLattice(Lattice):
     "A transformer over cells and one conflict token."
-    def __init__(self, box:Box,
+    def __init__(self, box:BoardShape,
                  d_model:int=128, # width
                  d_ff:int=512, # hidden units
                  layers:int=4, # blocks in a loop
@@ -127,7 +127,7 @@ class AttentionLattice(Lattice):
                 ):
         super().__init__()
         self.box = box
-        self.embed, self.position, self.token = nn.Linear(box.N, d_model), Position('units', box, d_model, heads), nn.Parameter(torch.randn(d_model) * .02)
+        self.embed, self.position, self.token = nn.Linear(box.N, d_model), Position('row_col_box', box, d_model, heads), nn.Parameter(torch.randn(d_model) * .02)
         self.layers, self.outer = nn.ModuleList(Block(d_model, heads, d_ff, activation='gelu') for _ in range(layers)), nn.LayerNorm(d_model)
         self.head, self.judge = nn.Linear(d_model, 2 * box.N), nn.Linear(d_model, 1)
 

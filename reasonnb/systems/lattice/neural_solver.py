@@ -19,27 +19,27 @@ import torch
 
 from ...core.config import UserError, unknown
 from ...core.own import output
-from ...core.places import expand, shipped
+from ...core.paths import expand, shipped
 from ...core.records import RunFolder, atomic, read_json, write_json
 from ...core.trainer import pick_device
-from ...sudoku.board import Box, agrees, is_solved, is_valid, to_line
+from ...sudoku.board import BoardShape, agrees, is_solved, is_valid, to_line
 from ...sudoku.splits import make_splits
 from .config import LatticeConfig
 from .task import build_lattice
 from ...sudoku.drawings import Found
 from ...sudoku.formats import _clash
 from .networks import Lattice, lattice_flop
-from .search import Effort, reason
+from .search import SearchBudget, reason
 from ...sudoku.refutation import few_solutions
 from ...sudoku.values import boards_from, shape_of
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #6ee35cd2
 def checkpoints(folder=None, # None: data/checkpoints of the repository
-               ) -> dict[Box, Path]: # box shape -> weights
+               ) -> dict[BoardShape, Path]: # box shape -> weights
     "The shipped solvers, by the boards they are for."
     found = {}
     for path in sorted((expand(folder) if folder else shipped('data/checkpoints')).glob('lattice-*x*.pt')):
-        if m := re.fullmatch(r'lattice-(\d+)x(\d+)', path.stem): found[Box(int(m[1]), int(m[2]))] = path
+        if m := re.fullmatch(r'lattice-(\d+)x(\d+)', path.stem): found[BoardShape(int(m[1]), int(m[2]))] = path
     return found
 
 def _weights(state:dict, config:LatticeConfig) -> dict:
@@ -53,7 +53,7 @@ def _weights(state:dict, config:LatticeConfig) -> dict:
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #3b6605dd
 def ship(run_dir, # folder of a finished run of a lattice network
          path=None, # of the weights; None: data/checkpoints/lattice-ROWSxCOLS.pt, see `own.output`
-         **search, # what differs from the run's own way: `memory`, `fall`, fields of `Moves`
+         **search, # what differs from the run's own way: `backtrack_depth`, `threshold_decay`, fields of `MovePolicy`
         ) -> Path: # of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
     if not (Path(run_dir) / 'record.json').exists():
@@ -62,7 +62,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     record, state = read_json(folder.record), folder.load(folder.checkpoint)
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
     config = LatticeConfig.from_dict(state['config'])
-    box, train = Box(*config.box), make_splits(config)['train']
+    box, train = BoardShape(*config.box), make_splits(config)['train']
     path = expand(path) if path else output(f'data/checkpoints/lattice-{box}.pt')
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -76,7 +76,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
     return path
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #38bbe843
-_CHAINS, _ROUNDS = (1, 8, 64), 100
+_CHAINS, _MAX_MOVES = (1, 8, 64), 100
 
 class Solver(NamedTuple):
     "A trained network and what is known of it."
@@ -86,22 +86,22 @@ class Solver(NamedTuple):
     path: Path  # of the weights
 
     @property
-    def box(self) -> Box: return Box(*self.config.box)
+    def box(self) -> BoardShape: return BoardShape(*self.config.box)
     @property
     def flop(self) -> float: "Floating-point operations of a move."; return lattice_flop(self.network, self.config.loops)
 
-    def effort(self, chains:int=0, # most side by side; 0: 64
+    def budget(self, rollouts:int=0, # most side by side; 0: 64
                agreement:int=1, # answers that must coincide
                seed:int=0, # of guesses and symmetries
-              ) -> Effort:
+              ) -> SearchBudget:
         "What a puzzle may cost."
-        own = self.config.effort()
-        if chains < 0: raise UserError(f'chains={chains}: must be at least 1, or 0 for the usual number')
-        stages = (*(n for n in _CHAINS if n < chains), chains) if chains else _CHAINS
+        own = self.config.budget()
+        if rollouts < 0: raise UserError(f'rollouts={rollouts}: must be at least 1, or 0 for the usual number')
+        stages = (*(n for n in _CHAINS if n < rollouts), rollouts) if rollouts else _CHAINS
         on_cpu = next(self.network.parameters()).device.type == 'cpu'
         search = dict(self.about['search'])
-        deep = {k: search.pop(k) for k in ('memory', 'fall') if k in search}
-        return replace(own, chains=stages, rounds=_ROUNDS, moves=replace(own.moves, **search), **deep, agreement=agreement, seed=seed, batch=512 if on_cpu else 8192)
+        deep = {k: search.pop(k) for k in ('backtrack_depth', 'threshold_decay') if k in search}
+        return replace(own, rollouts=stages, max_moves=_MAX_MOVES, moves=replace(own.moves, **search), **deep, agreement=agreement, seed=seed, batch=512 if on_cpu else 8192)
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #b3cea74a
 def _read_pair(path:Path) -> tuple[dict, dict]: # weights and settings, description
@@ -120,14 +120,14 @@ def _read_pair(path:Path) -> tuple[dict, dict]: # weights and settings, descript
     except Exception as e: raise UserError(f'{path} holds no weights ({type(e).__name__}); restore it from git') from e
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #afef098e
-def load_solver(box:Box|None=None, # of the boards to solve; None: that of the checkpoint
+def load_solver(box:BoardShape|None=None, # of the boards to solve; None: that of the checkpoint
                 checkpoint=None, # path of the weights; None: the shipped ones for the box
                 device:str='cpu', # 'cpu', 'cuda', 'mps' or 'auto'
                ) -> Solver:
     "A solver from its pair of files; `UserError` where one is missing, damaged or for other boards."
     if device not in ('cpu', 'cuda', 'mps', 'auto'): raise unknown('device', device, ('cpu', 'cuda', 'mps', 'auto'))
     if checkpoint is None:
-        box, shipped = box or Box(3, 3), checkpoints()
+        box, shipped = box or BoardShape(3, 3), checkpoints()
         others = f"are some for {', '.join(map(str, shipped))}" if shipped else 'is none in data/checkpoints'
         if box not in shipped: raise UserError(f'no checkpoint for {box} boxes; there {others}')
         checkpoint = shipped[box]
@@ -138,7 +138,7 @@ def load_solver(box:Box|None=None, # of the boards to solve; None: that of the c
         network.load_state_dict(state['model'])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
-    if box and box != Box(*config.box):
+    if box and box != BoardShape(*config.box):
         raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
     return Solver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
 
@@ -150,10 +150,10 @@ class Solution:
     verdict: str  # 'solved', 'several', 'abstained' or 'impossible'
     answer: np.ndarray  # `(cells,)` uint8; a solution if the verdict is 'solved' or 'several', else zeros
     moves: int  # states the network was asked about
-    chains: int  # most side by side
+    rollouts: int  # most side by side
     flop: float  # floating-point operations of the network
     seconds: float  # share of the time of all puzzles of the call, by moves
-    box: Box
+    box: BoardShape
     why: str = ''  # of 'impossible'
 
     def __str__(self): return f"{to_line(self.answer if self.answer.any() else self.puzzle, self.box)} {self.verdict}"
@@ -162,14 +162,14 @@ class Solution:
 AGREEMENT = 2  # answers that must coincide, if nobody says otherwise
 
 def impossible(board:np.ndarray, # `(cells,)` uint8, 0 = blank
-               box:Box, # box shape
+               box:BoardShape, # box shape
               ) -> str: # '' if it is not known to be
     "Why a board has no solution, if its clues clash or a bounded classical search finds that there is none."
     if not is_valid(board, box): return f'the givens break the rules: {_clash(board, box)}'
     return 'no solution: proven by search' if box.N <= 16 and few_solutions(board, box, most=1) == 0 else ''
 
 def fits(board:np.ndarray, # `(cells,)` uint8, 0 = blank
-         box:Box, # box shape
+         box:BoardShape, # box shape
         ) -> bool: # False as well where a bounded search does not tell
     "Has it exactly one solution under these boxes?"
     return few_solutions(board, box) == 1
@@ -181,76 +181,76 @@ def _turned(board:np.ndarray) -> np.ndarray:
     return board.reshape(side, side).T.reshape(-1).copy()
 
 def solve_with(solver:Solver, boards:list[np.ndarray], # of its shape, or of that on its side
-               effort:Effort,
-               box:Box|None=None) -> list[Solution]: # box shape of the boards; None: that of the solver
+               budget:SearchBudget,
+               box:BoardShape|None=None) -> list[Solution]: # box shape of the boards; None: that of the solver
     "Solve boards of one shape with a loaded solver; those without a solution are found by search, see `impossible`."
     box, out = box or solver.box, []
     start = time.perf_counter()
     reasons = [impossible(board, box) for board in boards]
     checked = (time.perf_counter() - start) / max(1, len(boards))
-    found = iter(_asked(solver, [board for board, why in zip(boards, reasons) if not why], effort, box))
+    found = iter(_asked(solver, [board for board, why in zip(boards, reasons) if not why], budget, box))
     for board, why in zip(boards, reasons):
         out.append(Solution(board, 'impossible', board * 0, 0, 0, 0., checked, box, why) if why else next(found))
     return out
 
-def _asked(solver:Solver, boards:list[np.ndarray], effort:Effort, box:Box) -> list[Solution]:
+def _asked(solver:Solver, boards:list[np.ndarray], budget:SearchBudget, box:BoardShape) -> list[Solution]:
     "What the network makes of boards."
     if not boards: return []
     turn, start = box != solver.box, time.perf_counter()
     puzzles = torch.as_tensor(np.stack([_turned(b) for b in boards] if turn else boards)).long()
-    found = reason(solver.network, puzzles, solver.box, effort)
+    found = reason(solver.network, puzzles, solver.box, budget)
     seconds = time.perf_counter() - start
     keeps = is_solved(found.answers, solver.box) & agrees(puzzles, found.answers)
     share = (found.moves / found.moves.sum().clamp(min=1)).tolist()
     wanted = torch.tensor([v in ('solved', 'several') for v in found.verdict])
     if (wanted & ~keeps).any(): raise RuntimeError('an answer breaks the rules; this is a bug of the reasoner')
     answers = [_turned(a) if turn else a for a in found.answers.numpy().astype(np.uint8)]
-    return [Solution(board, verdict, answer, moves, chains, moves * solver.flop, seconds * part, box)
-            for board, verdict, answer, moves, chains, part in zip(boards, found.verdict, answers, found.moves.tolist(), found.chains.tolist(), share)]
+    return [Solution(board, verdict, answer, moves, rollouts, moves * solver.flop, seconds * part, box)
+            for board, verdict, answer, moves, rollouts, part in zip(boards, found.verdict, answers, found.moves.tolist(), found.rollouts.tolist(), share)]
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #825800aa
 def solve(puzzles, # a text, an array or tensor of boards `(cells,)` or `(N, N)` or many of them, nested lists, a list of any of these
-          *, box:Box|None=None, # box shape of the boards with so many cells; None: the one there is a solver for
+          *, box:BoardShape|None=None, # box shape of the boards with so many cells; None: the one there is a solver for
           checkpoint=None, # path of the weights; None: the shipped ones for the shape of the boards
-          chains:int=0, # most side by side; 0: 64
+          rollouts:int=0, # most side by side; 0: 64
           agreement:int=AGREEMENT, # answers of different attempts that must coincide; 1: the first one counts
           seed:int=0, # of guesses and symmetries
           device:str='cpu', # 'cpu', 'cuda', 'mps' or 'auto'
          ) -> list[Solution]: # one a puzzle, in order
     "Solve puzzles; an answer keeps rules and givens, or there is none. A bounded classical search finds the impossible ones before."
     loader = _loader(checkpoint, device)
-    return _solve(boards_from(puzzles, loader[0], box), loader, dict(chains=chains, agreement=agreement, seed=seed), box)
+    return _solve(boards_from(puzzles, loader[0], box), loader, dict(rollouts=rollouts, agreement=agreement, seed=seed), box)
 
-def solver_shape(box:Box, boxes:Iterable[Box]) -> Box|None: # None: it cannot be solved
+def solver_shape(box:BoardShape, boxes:Iterable[BoardShape]) -> BoardShape|None: # None: it cannot be solved
     "The shape of the solver for these boxes: their own, or that on its side."
-    return next((b for b in (box, Box(box.cols, box.rows)) if b in boxes), None)
+    return next((b for b in (box, BoardShape(box.cols, box.rows)) if b in boxes), None)
 
-def _loader(checkpoint=None, device:str='cpu') -> tuple[list[Box], Callable[[Box], Solver]]: # shapes that can be solved, and the solver of one
+def _loader(checkpoint=None, device:str='cpu') -> tuple[list[BoardShape], Callable[[BoardShape], Solver]]: # shapes that can be solved, and the solver of one
     "Solvers that are read from their files once."
     boxes = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints())
     return boxes, cache(lambda box: load_solver(box, checkpoint, device))
 
-def _solve(boards:list[np.ndarray], loader:tuple, effort:dict, box:Box|None=None) -> list[Solution]:
+def _solve(boards:list[np.ndarray], loader:tuple, budget:dict, box:BoardShape|None=None) -> list[Solution]:
     boxes, solver_of = loader
     out, groups = [None] * len(boards), {}
     for i, board in enumerate(boards): groups.setdefault(len(board), []).append(i)
     for cells, rows in groups.items():
         shape = shape_of(cells, boxes, box)
         solver = solver_of(solver_shape(shape, boxes) or shape)
-        found = solve_with(solver, [boards[i] for i in rows], solver.effort(**effort), shape)
+        found = solve_with(solver, [boards[i] for i in rows], solver.budget(**budget), shape)
         for i, one in zip(rows, found): out[i] = one
     return out
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #9efc6a02
 def solve_lines(portions:Iterable[list[Found]], # from `read_stream`
-                checkpoint=None, *, box:Box|None=None, # as for `solve`
+                checkpoint=None, *, box:BoardShape|None=None, # as for `solve`
                 first:int=4, # puzzles in the first block
                 most:int=256, # in a block
-                device:str='cpu', **effort, # as for `solve`
+                device:str='cpu', **budget, # as for `solve`
                # None for lines without a board, or one that cannot be solved
                ) -> Iterator[tuple[Found, Solution|None]]:
     "Solve as the lines come; order is kept."
-    size, loader, effort = first, _loader(checkpoint, device), dict(agreement=AGREEMENT) | effort
+    size, loader, budget = first, _loader(checkpoint, device), dict(agreement=AGREEMENT) | budget
     boxes = loader[0]
     def solvable(line:Found) -> Found:
         if line.puzzle is None or solver_shape(shape_of(len(line.puzzle), boxes, box), boxes): return line
@@ -259,5 +259,5 @@ def solve_lines(portions:Iterable[list[Found]], # from `read_stream`
     for lines in portions:
         while lines:
             block, lines, size = list(map(solvable, lines[:size])), lines[size:], min(most, 2 * size)
-            found = iter(_solve([line.puzzle for line in block if line.puzzle is not None], loader, effort, box))
+            found = iter(_solve([line.puzzle for line in block if line.puzzle is not None], loader, budget, box))
             for line in block: yield line, None if line.puzzle is None else next(found)

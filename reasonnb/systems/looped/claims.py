@@ -12,7 +12,7 @@ __all__ = ['CLAIMS', 'hardest_bucket', 'metric', 'bucket', 'gains', 'rated', 'ha
 import math
 from itertools import combinations
 
-from ...core.config import Against, UserError
+from ...core.config import CompareWith, UserError
 
 # %% ../../../nbs/systems/looped/06_claims.ipynb #19fe330b
 def hardest_bucket(record:dict, # with rating buckets in its metrics
@@ -183,7 +183,7 @@ CLAIMS = {
     'st_recur_hard_gain': gains(), 'st_fail_peak4': early_best,
     'st_seed_variance': seed_gaps(.2), 'st_repeat_noise': seed_gaps(0.), 'st_bucket_mean_is_total': buckets_make_total,
     'st_mixed_gt_easy_hard': bucket('hardest'), 'st_mixed_easy_same': bucket('easiest'), 'st_zero_shot_monotone': falls_with_rating(),
-    'st_mixed_gain_grows': Against(lambda ours, theirs: [h > e for h, e in zip(*gains()(ours, theirs))], 'easy_only_zero_shot'),
+    'st_mixed_gain_grows': CompareWith(lambda ours, theirs: [h > e for h, e in zip(*gains()(ours, theirs))], 'easy_only_zero_shot'),
     'st_hard_gt_mixed_hard': hard_boards, 'st_hard_lt_mixed_easy': bucket('easiest'), 'st_mixed100k_vs_2_7m': bucket('hardest'),
     'st_reverse_no_easy_cost': bucket('easiest'), 'st_reverse_hardest': gains(),
     'st_iter32_collapse': collapses, 'st_unnormalised_diverges': answer_grows, 'st_norm_pred_bounded': answer_stays,
@@ -194,10 +194,10 @@ CLAIMS = {
     'st_mixer_hard_lower': bucket('hardest'), 'st_mixer_easy_higher': bucket('rating_1-2'),
     'st_scale_up_early': moments(1/14), 'st_phase_scaling': moments(1., 1/7), 'st_regular_drops': change(.8), 'st_regular_early_lead': moments(.2),
     'st_bs4096_monotone': rises, 'st_warmup_always_ahead': smallest_lead, 'st_plateau': late_gain_within_noise,
-    'st_cosine_gain_grows': Against(gain_grows, 'warmup'), 'st_cosine_shrinks_curriculum_gap': Against(lead(.026, 'right'), 'cosine_reverse'),
-    'st_cosine_mixed_same': Against(bucket('all'), 'cosine_reverse'), 'st_cosine_regular_lt': Against(bucket('all'), 'cosine_reverse'),
-    'st_no_sam_same': Against(bucket('all'), 'sam_post_cosine'), 'st_no_sam_faster': Against(hours, 'sam_post_cosine'),
-    'st_sam_gain_shrinks': Against(lead(.06), 'cosine_no_sam'), 'st_sam_time': hours, 'st_sam_smaller_finish_drop': finish_drop,
+    'st_cosine_gain_grows': CompareWith(gain_grows, 'warmup'), 'st_cosine_shrinks_curriculum_gap': CompareWith(lead(.026, 'right'), 'cosine_reverse'),
+    'st_cosine_mixed_same': CompareWith(bucket('all'), 'cosine_reverse'), 'st_cosine_regular_lt': CompareWith(bucket('all'), 'cosine_reverse'),
+    'st_no_sam_same': CompareWith(bucket('all'), 'sam_post_cosine'), 'st_no_sam_faster': CompareWith(hours, 'sam_post_cosine'),
+    'st_sam_gain_shrinks': CompareWith(lead(.06), 'cosine_no_sam'), 'st_sam_time': hours, 'st_sam_smaller_finish_drop': finish_drop,
     'st_ema_warmup_lt': same_training, 'st_ema_cosine_same': same_training,
     'st_carry_diverges': loss_explodes, 'st_140k_lt': moments(95/140, 1.),
 }

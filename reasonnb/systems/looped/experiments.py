@@ -14,9 +14,9 @@ import torch
 from ...core.config import Experiment, System
 from .claims import CLAIMS
 from ...sudoku.data_config import ALL
-from .config import SCALES, SudokuConfig
+from .config import SCALES, LoopedConfig
 from .memory import GIB, check_memory, footprint
-from .task import SudokuTask, build_task
+from .task import LoopedTask, build_task
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #51fb3dec
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
@@ -27,7 +27,7 @@ OFF_LOG = ('smoke', 'laptop', 'laptop9', 'h200')
 
 def back_to_scale(*names:str) -> dict:
     "Give some fields the values of the scale again, off scale log."
-    defaults = SudokuConfig().to_dict()
+    defaults = LoopedConfig().to_dict()
     return {scale: {name: SCALES[scale].get(name, defaults[name]) for name in names} for scale in OFF_LOG}
 
 FIRST = (
@@ -43,11 +43,11 @@ FIRST = (
     Experiment('proj_add_original', 'baseline', dict(inputs='project_add'), note='The same configuration as its rerun; what differs is the seed.'),
     Experiment('proj_add_rerun', 'proj_add_original'),
     Experiment('proj_concat', 'baseline', dict(inputs='project_concat')),
-    Experiment('middle1', 'baseline', dict(stacks=2), at(dict(layers=2), dict(layers=1)) | dict(h200=dict(layers=2), laptop9=dict(layers=1))),
-    Experiment('middle2', 'baseline', dict(stacks=4, layers=1), {scale: dict(d_ff=48) for scale in ('laptop', 'laptop9')},
+    Experiment('middle1', 'baseline', dict(untied_stacks=2), at(dict(layers=2), dict(layers=1)) | dict(h200=dict(layers=2), laptop9=dict(layers=1))),
+    Experiment('middle2', 'baseline', dict(untied_stacks=4, layers=1), {scale: dict(d_ff=48) for scale in ('laptop', 'laptop9')},
                note='The laptop network has two layers, so half of one is left: one layer with a quarter of the MLP.'),
-    Experiment('unrolled', 'baseline', at={scale: dict(stacks=n) for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))}),
-    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_units'), note='Sines of row, column and box, summed, as in the code that the authors published.'),
+    Experiment('unrolled', 'baseline', at={scale: dict(untied_stacks=n) for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))}),
+    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_row_col_box'), note='Sines of row, column and box, summed, as in the code that the authors published.'),
     Experiment('rope_2d', 'baseline', dict(position='rope')),
 )
 
@@ -101,17 +101,17 @@ ORDER = (
                note='Off scale log the plain recipe: SAM and the order of difficulty have their own sections.'),
 )
 NOTES = (
-    Experiment('recur_add', 'recur_baseline', dict(carry='add')),
+    Experiment('recur_add', 'recur_baseline', dict(recurrence='add')),
     Experiment('recur_add_last', 'recur_add', dict(supervise='last'),
                note='Not in the log: does a scratch pad make up for the missing loss of the earlier iterations?'),
-    Experiment('recurrence_study', 'curriculum_reverse', dict(carry='add'), _PLAIN_BOARDS, note='The study; its simplest variant.'),
-    *(Experiment(f'recur_{name}', 'recur_baseline', dict(carry=kind)) for name, kind in (('concat', 'concat'), ('gated', 'gated'), ('mem', 'memory'))),
+    Experiment('recurrence_study', 'curriculum_reverse', dict(recurrence='add'), _PLAIN_BOARDS, note='The study; its simplest variant.'),
+    *(Experiment(f'recur_{name}', 'recur_baseline', dict(recurrence=kind)) for name, kind in (('concat', 'concat'), ('gated', 'gated'), ('mem', 'memory'))),
     Experiment('recur_concat_last', 'recur_concat', dict(supervise='last'), note='Not in the log: the same question for the best notes.'),
     Experiment('recur_nopred_study', 'recurrence_study', dict(feedback=False), note='The study; its simplest variant.'),
     *(Experiment(f'recur_{name}_nopred', f'recur_{name}', dict(feedback=False)) for name in ('add', 'concat', 'mem')),
-    Experiment('no_x_after_init', 'recur_add', dict(once=('puzzle',))),
-    Experiment('separate_h_pred', 'recur_add', dict(answer='residual')),
-    Experiment('norm_pred', 'recur_add', dict(answer='residual_norm')),
+    Experiment('no_x_after_init', 'recur_add', dict(input_once=('puzzle',))),
+    Experiment('separate_h_pred', 'recur_add', dict(readout='residual')),
+    Experiment('norm_pred', 'recur_add', dict(readout='residual_norm')),
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #8970fbd3
@@ -125,7 +125,7 @@ _LARGE = at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer='', t
 _SHORT = at(dict(steps=10_000), _RATED | dict(steps=350, eval_every=35, phases=_LAPTOP_HARD))
 DOMAINS = (
     Experiment('eval_extreme_baseline', 'recur_baseline', at=_TO_EXTREME),
-    Experiment('eval_extreme_recur_add', 'eval_extreme_baseline', dict(carry='add')),
+    Experiment('eval_extreme_recur_add', 'eval_extreme_baseline', dict(recurrence='add')),
     Experiment('kaggle_on_extreme', 'no_x_after_init', at=_TO_EXTREME | {'laptop': _TO_EXTREME['laptop'] | _SMALL_BATCH}),
     Experiment('extreme_400k', 'kaggle_on_extreme', at=at(_EXTREME | dict(data='sudoku_extreme:test', train_puzzles=400_000, test_puzzles=22_000, steps=100_000),
                dict(data='generated', transfer='generated:12', train_puzzles=4_000)),
@@ -156,7 +156,7 @@ _AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.94)), _RATED | dict(warmup=
 LADDER = (
     Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=50))),
     Experiment('insight18_stable60k', 'warmup', note='A remark on curves without decay; the curve of this one.'),
-    Experiment('fixed_init', 'warmup', dict(start='random', once=())),
+    Experiment('fixed_init', 'warmup', dict(start='random', input_once=())),
     Experiment('carry', 'warmup', dict(slots=True, sam_rho=0.), note='SAM would advance the slots twice a step, so it is off.'),
     Experiment('ema_warmup', 'warmup', at=_AVERAGED),
     Experiment('cosine', 'warmup', dict(schedule='cosine')),
@@ -165,7 +165,7 @@ LADDER = (
     Experiment('cosine_mixed', 'cosine', dict(phases=()), at(laptop=_ORDERED)),
     Experiment('cosine_regular', 'cosine', dict(phases=_LAPTOP_EASY), at(dict(phases=_EASY_EXTREME), _ORDERED)),
     Experiment('cosine_no_sam', 'cosine', dict(sam_rho=0.)),
-    Experiment('cosine_pos_once', 'cosine_no_sam', dict(once=('puzzle', 'position'))),
+    Experiment('cosine_pos_once', 'cosine_no_sam', dict(input_once=('puzzle', 'position'))),
     Experiment('cosine_wd1', 'cosine_no_sam', dict(weight_decay=1.)),
     Experiment('cosine_gelu', 'cosine_no_sam', dict(activation='gelu')),
     Experiment('cosine_relu2', 'cosine_no_sam', dict(activation='relu2')),
@@ -187,8 +187,8 @@ BEYOND = (
     Experiment('long', 'recur_add', at=_LONG, note='Not in the log: recur_add, run on.'),
     Experiment('long_last', 'long', dict(supervise='last'), note='Not in the log: loss on the last iteration only, run on.'),
     Experiment('long_late', 'long', _LATE, _LATE_AT, note='Not in the log: a fifth of the batches begins after many iterations.'),
-    Experiment('long_streams', 'long', dict(carry='streams'), note='Not in the log: four gated streams of notes.'),
-    Experiment('long_concat', 'long', dict(carry='concat'), note='Not in the log: the notes pass through a matrix.'),
+    Experiment('long_streams', 'long', dict(recurrence='streams'), note='Not in the log: four gated streams of notes.'),
+    Experiment('long_concat', 'long', dict(recurrence='concat'), note='Not in the log: the notes pass through a matrix.'),
     Experiment('long_concat_last', 'long_concat', dict(supervise='last'), note='Not in the log: and loss on the last iteration only.'),
     Experiment('long_late_last', 'long_last', _LATE, _LATE_AT, note='Not in the log: both.'),
 )
@@ -198,7 +198,7 @@ STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scalin
 EXPERIMENTS = tuple(sorted(FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND, key=lambda e: e.slug in STUDIES))
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #e67023c0
-def build(config:SudokuConfig) -> SudokuTask:
+def build(config:LoopedConfig) -> LoopedTask:
     "The task of a config; on a GPU only if a training step fits into its memory."
     if torch.cuda.is_available() and config.device in ('auto', 'cuda'): check_memory(config, torch.cuda.get_device_properties(0).total_memory)
     return build_task(config)
@@ -206,7 +206,7 @@ def build(config:SudokuConfig) -> SudokuTask:
 @lru_cache
 def _needed() -> tuple[float, ...]: # GiB
     "A step of the log's network with 4,096 boards and with 8,192."
-    measured = footprint(SudokuConfig(precision='bfloat16', carry='add', once=('puzzle',)))
+    measured = footprint(LoopedConfig(precision='bfloat16', recurrence='add', input_once=('puzzle',)))
     return tuple(measured.memory(boards, 1).total / GIB for boards in (4096, 8192))
 
 def out_of_memory(ours, theirs):
@@ -214,5 +214,5 @@ def out_of_memory(ours, theirs):
     half, whole = _needed()
     return [whole if half < 139.8 else 0.] * len(ours), 139.8
 
-SYSTEM = System(name='looped', logs=('sudoku_transformer',), config=SudokuConfig, scales=SCALES, experiments=EXPERIMENTS,
+SYSTEM = System(name='looped', logs=('sudoku_transformer',), config=LoopedConfig, scales=SCALES, experiments=EXPERIMENTS,
                 build=build, job='jobs/looped.ipynb', claims=CLAIMS | {'st_bs8192_oom': out_of_memory})

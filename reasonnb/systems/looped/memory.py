@@ -19,7 +19,7 @@ from ...core.config import UserError
 from ...core.optimizers import make_optimizer
 from ...nn.activation_memory import GPUKernels, saved_bytes
 from ...nn.loop import Looped, State
-from .config import SudokuConfig
+from .config import LoopedConfig
 from .task import build_model
 from .transformer import looped_loss
 
@@ -71,7 +71,7 @@ class Memory:
 @dataclass(frozen=True)
 class Footprint:
     "What a step of this config consists of, for any batch and number of iterations."
-    config: SudokuConfig
+    config: LoopedConfig
     parameters: int  # bytes, with buffers
     trainable: int  # bytes
     optimizer: int  # bytes
@@ -99,15 +99,15 @@ class Footprint:
         return next((n for n in range(1, size + 1) if size % n == 0 and self.memory(accumulate=n).total <= capacity), 0)
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #7495fbed
-def optimizer_bytes(model:nn.Module, config:SudokuConfig) -> int:
+def optimizer_bytes(model:nn.Module, config:LoopedConfig) -> int:
     "What the optimizer holds after one update; the model's weights change."
     optimizer = make_optimizer(model, config.replace(sam_rho=0.))
     for p in optimizer.params: p.grad = torch.zeros_like(p)
     optimizer.apply()
     return sum(t.nbytes for part in optimizer.parts for state in part.state.values() for t in state.values() if isinstance(t, Tensor))
 
-def footprint(config:SudokuConfig,
-              build:Callable[[SudokuConfig], nn.Module]=build_model, # must give a network on the CPU
+def footprint(config:LoopedConfig,
+              build:Callable[[LoopedConfig], nn.Module]=build_model, # must give a network on the CPU
               checkpoints:bool=False, # with `checkpointed` in place of the network's own forward pass
              ) -> Footprint:
     "Build the network of a config and measure it."
@@ -121,7 +121,7 @@ def footprint(config:SudokuConfig,
         trainable = nbytes(p for p in model.parameters() if p.requires_grad)
         return Footprint(config, nbytes((*model.parameters(), *model.buffers())), trainable, optimizer_bytes(model, config), kept)
 
-def predict_memory(config:SudokuConfig, build:Callable=build_model, checkpoints:bool=False) -> Memory: # of one step on one GPU
+def predict_memory(config:LoopedConfig, build:Callable=build_model, checkpoints:bool=False) -> Memory: # of one step on one GPU
     "Memory of a training step of this config."
     return footprint(config, build, checkpoints).memory()
 
@@ -144,7 +144,7 @@ def checkpointed(model:Looped,
 # %% ../../../nbs/systems/looped/05_memory.ipynb #c2c06384
 def _gib(size:float) -> str: return f'{size / GIB:.4g} GiB'
 
-def needed_accumulation(config:SudokuConfig, capacity:float, # bytes of the device
+def needed_accumulation(config:LoopedConfig, capacity:float, # bytes of the device
                         build:Callable=build_model, reserve:float=RESERVE, # share left free
                        ) -> int: # micro-batches
     "The smallest `accumulate` that divides the batch and fits; `UserError` if not even one board at a time does."
@@ -152,8 +152,8 @@ def needed_accumulation(config:SudokuConfig, capacity:float, # bytes of the devi
     if not pieces: raise UserError(f'not even one board at a time fits into {_gib(capacity)}; use a smaller network or fewer iterations')
     return pieces
 
-def check_memory(config:SudokuConfig, capacity:float, # bytes of the device
-                 build:Callable[[SudokuConfig], Looped]=build_model, reserve:float=RESERVE, # share left free
+def check_memory(config:LoopedConfig, capacity:float, # bytes of the device
+                 build:Callable[[LoopedConfig], Looped]=build_model, reserve:float=RESERVE, # share left free
                 ) -> Memory: # if it fits
     "Raise `UserError` if a training step of this config will not fit into the device."
     foot, free = footprint(config, build), capacity * (1 - reserve)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ...core.config import UserError
 from ...nn.blocks import GatedMLP
 from ...nn.loop import Looped, State
-from ...sudoku.board import Box
+from ...sudoku.board import BoardShape
 
 # %% ../../../nbs/systems/looped/03_nested.ipynb #8b40fdfb
 class PostNormBlock(nn.Module):
@@ -32,7 +32,7 @@ class PostNormBlock(nn.Module):
 class NestedNetwork(Looped):
     "TRM's network on a board: `outer` cycles of `inner` updates of the reasoning and one of the answer make an iteration."
     feedback = False
-    def __init__(self, box:Box, # shape of the board
+    def __init__(self, box:BoardShape, # shape of the board
                  d_model:int=512, # width
                  layers:int=2, # blocks of the one network
                  outer:int=3, # cycles of an iteration, all but the last without gradient
@@ -46,11 +46,11 @@ class NestedNetwork(Looped):
         nn.init.normal_(self.embed.weight, std=d_model ** -0.5)
         self.blocks = nn.ModuleList(PostNormBlock(box.cells, d_model) for _ in range(layers))
         self.head = nn.Linear(d_model, box.N)
-        self.register_buffer('first_notes', torch.randn(2, d_model))  # reasoning, answer
+        self.register_buffer('first_hidden', torch.randn(2, d_model))  # reasoning, answer
 
     def start(self, puzzles:Tensor) -> State: # of `(batch, cells)` integers, 0 = blank
         x = self.embed(puzzles.long()) * self.head.in_features ** 0.5
-        return State(x, x, notes=self.first_notes.expand(*puzzles.shape, 2, -1))
+        return State(x, x, hidden=self.first_hidden.expand(*puzzles.shape, 2, -1))
 
     def _cycle(self, x:Tensor, z:Tensor, y:Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(self.inner):
@@ -62,12 +62,12 @@ class NestedNetwork(Looped):
 
     def step(self, state:State) -> tuple[Tensor, State]: # logits `(batch, cells, digits)`, next state
         "One iteration: `outer` cycles, then the head reads the answer."
-        z, y = state.notes.detach().unbind(-2)
+        z, y = state.hidden.detach().unbind(-2)
         with torch.no_grad():
-            for _ in range(self.outer - 1): z, y = self._cycle(state.now, z, y)
-        z, y = self._cycle(state.now, z, y)
+            for _ in range(self.outer - 1): z, y = self._cycle(state.next_input, z, y)
+        z, y = self._cycle(state.next_input, z, y)
         logits = self.head(y)
-        return logits, State(state.later, state.later, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
+        return logits, State(state.recurrent_input, state.recurrent_input, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
 
     def flop(self, iterations:int) -> float: # per puzzle, forward only
         "Matrix products of all cycles."

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from ...core.config import UserError
 from ...nn.blocks import Block
 from ...nn.loop import Looped, State
-from ...sudoku.board import Box
+from ...sudoku.board import BoardShape
 from ...sudoku.encoding import Position, make_input
-from .recurrence import ANSWERS, Carry, ResidualAnswer
+from .recurrence import READOUTS, Recurrence, ResidualReadout
 
 # %% ../../../nbs/systems/looped/02_transformer.ipynb #25521965
 class Parts(Looped):
     "What the network of the log is made of, with every variant of its sections."
-    def __init__(self, box:Box, # shape of the board
+    def __init__(self, box:BoardShape, # shape of the board
                  d_model:int=128, # width
                  layers:int=4, # blocks in a stack
                  heads:int=4, # attention heads
@@ -28,27 +28,27 @@ class Parts(Looped):
                  dropout:float=0., # in the blocks
                  activation:str='relu', # 'relu', 'gelu' or 'relu2'
                  feedback:bool=True, # the last prediction enters the next iteration
-                 carry:str='none', # notes from iteration to iteration, see `carries`
+                 recurrence:str='none', # notes from iteration to iteration, see `carries`
                  *, inputs:str='concat', # how digits and predictions enter, see `inputs`
-                 position:str='units', # where a cell is, see `positions`
-                 once:tuple[str, ...]=(), # parts that enter at the first iteration only: 'puzzle', 'position'
+                 position:str='row_col_box', # where a cell is, see `positions`
+                 input_once:tuple[str, ...]=(), # parts that enter at the first iteration only: 'puzzle', 'position'
                  start:str='empty', # notes before the first iteration: 'empty' or fixed 'random' numbers
-                 answer:str='head', # where logits come from, see `ANSWERS`
+                 readout:str='head', # where logits come from, see `READOUTS`
                  mixing:str='attention', # of cells: 'attention' or 'mlp'
-                 stacks:int=1, # sets of blocks
-                 trained:int=1, # iterations that the sets are spread over
+                 untied_stacks:int=1, # sets of blocks
+                 train_iterations:int=1, # iterations that the sets are spread over
                 ):
         super().__init__()
-        if answer not in ANSWERS: raise UserError(f'answer={answer!r}: known are {", ".join(ANSWERS)}')
-        self.box, self.layers, self.stacks, self.trained, self.once = box, layers, stacks, trained, once
-        self.feedback, self.answer = feedback and answer == 'head', answer
+        if readout not in READOUTS: raise UserError(f'readout={readout!r}: known are {", ".join(READOUTS)}')
+        self.box, self.layers, self.untied_stacks, self.train_iterations, self.input_once = box, layers, untied_stacks, train_iterations, input_once
+        self.feedback, self.readout = feedback and readout == 'head', readout
         self.embed = make_input(inputs, box.N, d_model)
         self.position = Position(position, box, d_model, heads)
-        self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, dropout, activation, box.cells if mixing == 'mlp' else 0) for _ in range(layers * stacks))
+        self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, dropout, activation, box.cells if mixing == 'mlp' else 0) for _ in range(layers * untied_stacks))
         self.head = nn.Linear(d_model, box.N)
-        self.carry = Carry(carry, d_model)
-        if answer != 'head': self.residual = ResidualAnswer(d_model, box.N, d_ff, answer == 'residual_norm')
-        self.register_buffer('first_notes', torch.randn(box.cells, d_model) if start == 'random' else None)
+        self.recurrence = Recurrence(recurrence, d_model)
+        if readout != 'head': self.residual = ResidualReadout(d_model, box.N, d_ff, readout == 'residual_norm')
+        self.register_buffer('first_hidden', torch.randn(box.cells, d_model) if start == 'random' else None)
 
 # %% ../../../nbs/systems/looped/02_transformer.ipynb #d4abcbb2
 class LoopedTransformer(Parts):
@@ -57,25 +57,25 @@ class LoopedTransformer(Parts):
         "Before the first iteration."
         digits, position = self.embed.puzzle(puzzles), self.position.encoding()
         first = digits if position is None else digits + position
-        parts = [part for name, part in (('puzzle', digits), ('position', position)) if name not in self.once and part is not None]
+        parts = [part for name, part in (('puzzle', digits), ('position', position)) if name not in self.input_once and part is not None]
         first = first + self.embed.bias
-        later = sum(parts, torch.zeros_like(digits)) + self.embed.bias if self.once else first
-        notes = None if self.first_notes is None else self.first_notes.expand(len(puzzles), -1, -1)
-        return State(first, later, notes=notes)
+        later = sum(parts, torch.zeros_like(digits)) + self.embed.bias if self.input_once else first
+        hidden = None if self.first_hidden is None else self.first_hidden.expand(len(puzzles), -1, -1)
+        return State(first, later, hidden=hidden)
 
     def step(self, state:State) -> tuple[Tensor, State]: # logits `(batch, cells, digits)`, next state
         "One iteration."
-        x, p = state.now, state.prediction
+        x, p = state.next_input, state.prediction
         if p is not None and self.feedback: x = x + self.embed.prediction(p)
-        h, bias = self.carry.read(x, state.notes), self.position.bias()
-        first = self.layers * min(state.iteration * self.stacks // self.trained, self.stacks - 1)
+        h, bias = self.recurrence.read(x, state.hidden), self.position.bias()
+        first = self.layers * min(state.iteration * self.untied_stacks // self.train_iterations, self.untied_stacks - 1)
         for block in self.blocks[first:first + self.layers]: h = block(h, self.position.turns, bias)
         logits = self.head(h)
-        if self.answer != 'head':
+        if self.readout != 'head':
             p = self.residual(h, p)
             logits = logits + p
         elif self.feedback: p = logits.mT.softmax(-2).mT  # along a column, which vectorises: a row of digits is short
-        return logits, State(state.later, state.later, p, self.carry.write(h, state.notes), state.iteration + 1)
+        return logits, State(state.recurrent_input, state.recurrent_input, p, self.recurrence.write(h, state.hidden), state.iteration + 1)
 
 # %% ../../../nbs/systems/looped/02_transformer.ipynb #1b91c7c4
 def looped_loss(logits:Tensor, # `(iterations, batch, cells, digits)`
@@ -97,7 +97,7 @@ def forward_flop(model:LoopedTransformer, # any size
                 ) -> float: # floating-point operations per puzzle, forward only
     "Matrix products and attention of one puzzle; norms, softmaxes and look-ups are left out as is usual."
     cells, d_model = model.box.cells, model.head.in_features
-    used = [*model.blocks[:model.layers], model.head, model.carry] + ([model.residual] if model.answer != 'head' else [])
+    used = [*model.blocks[:model.layers], model.head, model.recurrence] + ([model.residual] if model.readout != 'head' else [])
     linears = [(name, m) for part in used for name, m in part.named_modules() if isinstance(m, nn.Linear)]
     products = sum(m.weight.numel() * (d_model if name.startswith('cells_') else cells) for name, m in linears)
     if model.feedback: products += cells * model.box.N * d_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reasonnb.core import places
+from reasonnb.core import paths
 from reasonnb.lab.cli import app
 from toy import REPO, make_root
 
@@ -43,14 +43,14 @@ def test_a_link_to_the_same_code_is_the_same(tmp_path, monkeypatch):
     root = make_root(tmp_path / 'root').resolve()
     (root / 'reasonnb').symlink_to(REPO / 'reasonnb')
     monkeypatch.setenv('REASONNB_ROOT', str(root))
-    assert places.repository() == places.workspace() == root
+    assert paths.repository() == paths.workspace() == root
 
 
 def test_home_is_expanded_in_every_variable(tmp_path, monkeypatch):
     make_root(tmp_path / 'root')
     for name, value in dict(HOME=tmp_path, REASONNB_ROOT='~/root', REASONNB_DATA='~/sets').items(): monkeypatch.setenv(name, str(value))
-    assert places.repository() == (tmp_path / 'root').resolve() and places.data_folders()[0] == (tmp_path / 'sets').resolve()
-    assert places.data_folders('~/mine') == [tmp_path / 'mine']
+    assert paths.repository() == (tmp_path / 'root').resolve() and paths.data_folders()[0] == (tmp_path / 'sets').resolve()
+    assert paths.data_folders('~/mine') == [tmp_path / 'mine']
 
 
 def test_the_kernel_imports_the_code_that_planned(tmp_path):
