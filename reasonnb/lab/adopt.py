@@ -13,14 +13,13 @@ from ..core.config import UserError, unknown
 from ..core.own import own_folder, read_record, read_records, record_paths
 from . import catalogue
 from .results import headline
-from .runs import Run, finished, plan
+from .runs import Plan, finished, plan
 
 # %% ../../nbs/lab/03a_adopt.ipynb #3f6fa6a2
-def run_of(record:dict) -> Run:
+def run_of(record:dict) -> Plan:
     "The run that a record is of, as it would be planned now; UserError where the catalogue has changed too much."
     about = [record[key] for key in ('experiment', 'scale', 'seed')]
-    plain = catalogue.resolve(about[0], about[1], seed=about[2]).to_dict()
-    return plan(*about, {key: value for key, value in record.get('config', {}).items() if value != plain.get(key)})
+    return plan(*about, {key: value for key, value in record.get('config', {}).items() if key != 'seed'})
 
 def _fault(path:Path, record:dict, named:bool # its experiment was asked for
           ) -> str:

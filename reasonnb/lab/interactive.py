@@ -9,11 +9,10 @@ __all__ = ['notebook_folder', 'kept', 'expected']
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from ..core.config import Config, UserError
+from ..core.config import UserError
 from ..core.own import own_folder
 from ..core.places import workspace
-from .catalogue import log_of, system_of
-from .runs import code_hash, sources
+from .runs import Plan, code_hash, sources
 
 # %% ../../nbs/lab/01a_interactive.ipynb #6b2d8e15
 @lru_cache
@@ -21,16 +20,14 @@ def _at_first(path:Path) -> str:
     "Hash of a module's code when this process first asked for it."
     return code_hash(path, path.stat().st_mtime_ns)
 
-def notebook_folder(experiment:str, # slug
-                    scale:str,
-                    config:Config, # all settings, the overrides among them
+def notebook_folder(run:Plan # from `plan`
                    ) -> Path:
     "papermill_runs/own/notebook/<log>/<experiment>/<scale>-s<seed>-<hash of settings and code>."
-    code = {path: _at_first(path) for path in sources(system_of(experiment))}
+    code = {path: _at_first(path) for path in sources(run.system)}
     changed = [path.name for path, known in code.items() if code_hash(path, path.stat().st_mtime_ns) != known]
     if changed: raise UserError(f"{', '.join(changed)} has changed since this kernel loaded it; restart the kernel, then run all cells")
-    name = hashlib.sha256(''.join([config.id, *code.values()]).encode()).hexdigest()[:8]
-    return own_folder()/'notebook'/log_of(experiment)/experiment/f'{scale}-s{config.seed}-{name}'
+    name = hashlib.sha256(''.join([run.config.id, *code.values()]).encode()).hexdigest()[:8]
+    return own_folder()/'notebook'/run.log/run.experiment/f'{run.scale}-s{run.seed}-{name}'
 
 # %% ../../nbs/lab/01a_interactive.ipynb #6b2d8e19
 def kept(record:dict, folder) -> str: # Markdown

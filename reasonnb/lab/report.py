@@ -23,7 +23,7 @@ from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_m
                                   present, save, settled, style, to_markdown)
 from .narrative import verdicts
 from .results import as_catalogued, as_frame, headline, load_records, samples, side_by_side, table
-from .runs import Run
+from .runs import Plan
 
 # %% ../../nbs/lab/05a_report.ipynb #ff646e89
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str
     "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
     names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(orderings()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
-    twins = [slug for slug in catalogue.experiments() if scale in catalogue.system_of(slug).scales and catalogue.canonical(slug, scale) in slugs]
+    twins = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
     mine, theirs = (verdicts(*twins, records=records, scale=scale) for records in (own, reference))
     found = mine.assign(reference=theirs['verdict'].values)
     return found[found['verdict'] != 'not run'][names]
@@ -123,7 +123,7 @@ def _group(name:str, own:pd.DataFrame, reference:pd.DataFrame, metric:str, out:s
 
 # %% ../../nbs/lab/05a_report.ipynb #42649a82
 def report(name:str, # of the files, e.g. that of the sweep
-           runs:list[Run], # of the sweep, finished
+           runs:list[Plan], # of the sweep, finished
            out:str|Path|None=None, # folder to write to; None: figures/<log>, see `own.output`
           ) -> list[Report]: # one per system, scale and metric
     "Make table, figure and verdicts of a sweep from the records of its runs; `UserError` if a record is missing."
@@ -133,8 +133,8 @@ def report(name:str, # of the files, e.g. that of the sweep
     if said or not found: raise UserError(said[0] if said else 'no finished runs to report; run the sweep first')
     own, reference = as_frame(found), load_records('reference')
     groups, made = {}, {}
-    for at, (_, record) in enumerate(found):
-        key = catalogue.system_of(record['experiment']).name, record['scale'], record['log'], headline(record)
+    for at, (run, (_, record)) in enumerate(zip(runs, found)):
+        key = run.system.name, run.scale, run.log, headline(record)
         groups.setdefault(key, []).append(at)
     for key, places in groups.items():
         title = '-'.join([name, *(part for at, part in enumerate(key[:2]) if len({other[at] for other in groups}) > 1)])

@@ -9,13 +9,9 @@ __all__ = ['OFF_LOG', 'FIRST', 'POSITION_STUDY', 'LEVELS', 'ORDER', 'NOTES', 'DO
 # %% ../../nbs/sudoku/09_experiments.ipynb #8f77efd8
 from functools import lru_cache
 
-import torch
-
 from ..core.config import Experiment, System
 from .claims import CLAIMS
 from .config import ALL, SCALES, SudokuConfig
-from .memory import GIB, check_memory, footprint
-from .tasks import SudokuTask, build_task
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #51fb3dec
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
@@ -197,14 +193,18 @@ STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scalin
 EXPERIMENTS = tuple(sorted(FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND, key=lambda e: e.slug in STUDIES))
 
 # %% ../../nbs/sudoku/09_experiments.ipynb #e67023c0
-def build(config:SudokuConfig) -> SudokuTask:
+def build(config:SudokuConfig): # -> SudokuTask
     "The task of a config; on a GPU only if a training step fits into its memory."
+    import torch  # here and below: the list of experiments is read without it
+    from reasonnb.sudoku.memory import check_memory
+    from reasonnb.sudoku.tasks import build_task
     if torch.cuda.is_available() and config.device in ('auto', 'cuda'): check_memory(config, torch.cuda.get_device_properties(0).total_memory)
     return build_task(config)
 
 @lru_cache
 def _needed() -> tuple[float, ...]: # GiB
     "A step of the log's network with 4,096 boards and with 8,192."
+    from reasonnb.sudoku.memory import GIB, footprint
     measured = footprint(SudokuConfig(precision='bfloat16', carry='add', once=('puzzle',)))
     return tuple(measured.memory(boards, 1).total / GIB for boards in (4096, 8192))
 

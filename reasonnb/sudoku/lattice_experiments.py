@@ -8,7 +8,6 @@ __all__ = ['SCALES', 'EXPERIMENTS', 'SYSTEM']
 # %% ../../nbs/sudoku/11_lattice_experiments.ipynb #0939eddc
 from ..core.config import Experiment, System
 from .config import ALL
-from .deduction import DeductionTask, LatticeConfig
 
 # %% ../../nbs/sudoku/11_lattice_experiments.ipynb #89866207
 _SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, turn=False)
@@ -60,4 +59,6 @@ EXPERIMENTS = (
 )
 
 # %% ../../nbs/sudoku/11_lattice_experiments.ipynb #0b14a878
-SYSTEM = System(name='lattice', logs=('sudoku_lattice',), config=LatticeConfig, scales=SCALES, experiments=EXPERIMENTS, build=DeductionTask, job='jobs/lattice.ipynb')
+SYSTEM = System(name='lattice', logs=('sudoku_lattice',), config='reasonnb.sudoku.deduction:LatticeConfig', scales=SCALES,
+                experiments=EXPERIMENTS, build='reasonnb.sudoku.deduction:DeductionTask', job='jobs/lattice.ipynb',
+                commands='reasonnb.sudoku.commands:COMMANDS')
