@@ -22,17 +22,32 @@ def test_list_and_show(root):
     assert code == 0 and 'no configuration yet' in out
 
 
-def test_answers_at_once(root):
-    code = '''import sys
+AT_ONCE = '''import sys
 from typer.testing import CliRunner
 from reasonnb.lab.cli import app
-for words in (['--help'], ['list'], ['show', 'fast']):
-    assert CliRunner().invoke(app, words).exit_code == 0, words
+for words in (['--help'], ['list'], ['show', sys.argv[1]], ['solve', '--help']):
+    assert CliRunner().invoke(app, words).exit_code == 0 or words[0] == 'solve', words
     heavy = {'torch', 'numba', 'matplotlib', 'papermill', 'nbclient', 'IPython'} & set(sys.modules)
     assert not heavy, (words, heavy)
 '''
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | environment(root), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+
+def test_answers_at_once(root):
+    bare = {name: value for name, value in os.environ.items() if not name.startswith('REASONNB')}
+    for slug, env in (('fast', environment(root)), ('recur_add', {'PYTHONPATH': str(REPO)})):  # the toy system, the systems of the package
+        done = subprocess.run([sys.executable, '-c', AT_ONCE, slug], cwd=REPO, env=bare | env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_commands_come_with_the_systems(root):
+    code, out, err = cli(root, '--help')
+    assert code == 0 and 'sweep' in out and 'bench ' not in out
+    code, out, err = cli(root, 'solve', '1')
+    assert code == 2 and "No such command 'solve'" in err
+    code, out, err = cli(root, '--help', REASONNB_SYSTEMS='toy_system,reasonnb.systems.lattice.experiments')
+    assert code == 0 and re.search('docs .*\n +solve .*\n +bench ', out)
+    for words in (['--help'], ['list']):
+        assert cli(root, *words, REASONNB_SYSTEMS='toy_sytem') == (2, '', "reasonnb: no module 'toy_sytem' for a system; check REASONNB_SYSTEMS\n")
 
 
 def each(root, *cases):
@@ -121,7 +136,7 @@ def test_closed_streams(root):
 
 
 def test_an_error_of_the_program_keeps_its_traceback(root):
-    code = 'from reasonnb.lab import cli\n@cli._command\ndef broken(): return {}["no such key"]\ncli.app(["broken"])'
+    code = 'from reasonnb.lab.terminal import program\ndef broken(): return {}["no such key"]\nprogram([broken])(["broken"])'
     done = subprocess.run([sys.executable, '-c', code], cwd=root, env=os.environ | environment(root), capture_output=True, text=True)
     assert done.returncode == 1 and "KeyError: 'no such key'" in done.stderr and 'Traceback' in done.stderr
 

@@ -36,7 +36,7 @@ def write(run, loss, folder=None, **more):
     "The record that a run would leave, without the run."
     config = catalogue.resolve(run.experiment, run.scale, seed=run.seed, **dict(part.split('=') for part in run.overrides.split())).to_dict()
     record = dict(id=run.id, log=run.log, experiment=run.experiment, scale=run.scale, seed=run.seed, config=config, metrics={'loss': loss}, curve=[],
-                  params=1, data='none', protocol='none', flop_per_item=4, seconds=.1, steps=run.steps, finished='2026-01-01T00:00:00+00:00')
+                  params=1, data='none', protocol='none', flop_per_item=4, seconds=.1, steps=run.config.steps, finished='2026-01-01T00:00:00+00:00')
     folder = folder or run.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'record.json').write_text(json.dumps(record | more))
@@ -120,7 +120,7 @@ BROKEN = {'a merge': '<<<<<<< HEAD\n{"seed": 1}\n=======\n{"seed": 2}\n>>>>>>> m
 @pytest.mark.parametrize('side, mend', [('reference', 'restore it from git'), ('own', 'delete it and run that experiment again')])
 def test_a_broken_record_is_one_line_for_every_reader(root, monkeypatch, content, side, mend):
     populate()
-    monkeypatch.setattr('reasonnb.lab.sweeps.run_sweep', lambda runs, *_: {run: {'status': 'busy'} for run in runs})  # nothing is run here
+    monkeypatch.setattr('reasonnb.lab.sweeps.run_sweep', lambda runs, **_: {run: {'status': 'busy'} for run in runs})  # nothing is run here
     run = plan('start', 'laptop', 1)
     path = (reference(run) if side == 'reference' else run.folder)/'record.json'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

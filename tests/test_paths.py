@@ -30,7 +30,7 @@ def files(folder):
 @pytest.mark.parametrize('named', [False, True], ids=['inside', 'named'])
 def test_a_root_with_other_code_is_refused(clone, words, named, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path if named else clone / 'nbs' / 'jobs')
-    monkeypatch.setenv('REASONNB_SYSTEMS', 'reasonnb.systems.looped.experiments')
+    monkeypatch.setenv('REASONNB_SYSTEMS', 'reasonnb.systems.looped.experiments,reasonnb.systems.lattice.experiments')
     monkeypatch.setenv('REASONNB_ROOT', str(clone)) if named else monkeypatch.delenv('REASONNB_ROOT', raising=False)
     before = files(tmp_path)
     done = CliRunner().invoke(app, words.split())

@@ -33,7 +33,7 @@ def test_id_depends_on_code_and_parameters_not_on_prose(root):
         module.write_text(text)
         job.write_text(cells)
     assert plan('fast', seed=10).id == first != plan('fast', seed=11).id != plan('faster', seed=11).id
-    files = [path.relative_to(REPO).as_posix() for path in runs.sources(runs.system_of('fast')) if path.is_relative_to(REPO)]
+    files = [path.relative_to(REPO).as_posix() for path in runs.sources(plan('fast').system) if path.is_relative_to(REPO)]
     assert 'reasonnb/core/config.py' in files and not any('lab/' in name for name in files)
 
 
@@ -168,12 +168,12 @@ def test_a_complete_record_finishes_a_run_whoever_wrote_it():
         (run.folder/'status.json').unlink(missing_ok=True)
         if told: runs._write_status(run, status=told)
         return finished(run), status(run)['status']
-    good = {'id': run.id, 'metrics': {'loss': 1.0}}
+    good = {'id': run.id, 'experiment': 'start', 'scale': 'smoke', 'seed': 80, 'metrics': {'loss': 1.0}}
     assert seen(good) == seen(good, 'queued') == (True, 'ok')
     assert seen(good, 'running') == (True, 'ok')  # the driver died after its last file
     assert seen(good | {'id': 'f' * 12}) == (False, 'not run')
     assert seen(good | {'metrics': {'diverged': 1.0}}) == (False, 'not run')
-    assert seen(json.dumps(good)[:-4]) == seen('[]') == seen('') == (False, 'not run')
+    assert seen(json.dumps(good)[:-4]) == seen('[]') == seen('') == seen({'id': run.id}) == (False, 'not run')
 
 
 def test_stopping_interrupts_the_job():

@@ -2,9 +2,10 @@
 import json, os, subprocess, sys, threading, time
 import pytest
 from reasonnb.core.config import UserError
-from reasonnb.lab import sweeps
+from reasonnb.lab import pools
+from reasonnb.lab.pools import count_slots, gpus
 from reasonnb.lab.runs import plan, status
-from reasonnb.lab.sweeps import count_slots, gpus, load_sweep, plan_sweep, run_sweep, shell_command
+from reasonnb.lab.sweeps import load_sweep, plan_sweep, run_sweep, shell_command
 from toy import REPO, environment, shared_root
 
 
@@ -88,7 +89,7 @@ def test_each_slot_does_one_run_at_a_time_and_has_its_gpu(root, monkeypatch):
         time.sleep(0.05)
         with lock: active[gpu] -= 1
         return {'status': 'ok', 'seconds': 0, 'peak_memory': 0}
-    monkeypatch.setattr(sweeps, 'execute', fake)
+    monkeypatch.setattr(pools, 'execute', fake)
     assert gpus() == ['3', '5'] and count_slots() == 2
     run_sweep(plan_sweep(['start'], seeds=range(200, 210)).runs)
     assert len(seen) == 10 and set(seen) == {'3', '5'} and most[0] == 1
@@ -97,7 +98,7 @@ def test_each_slot_does_one_run_at_a_time_and_has_its_gpu(root, monkeypatch):
 
 
 def test_slots_can_be_set(root, monkeypatch):
-    assert gpus() == [] and count_slots() == sweeps.cores()
+    assert gpus() == [] and count_slots() == pools.cores()
     monkeypatch.setenv('REASONNB_SLOTS', '7')
     assert count_slots() == 7
     for slots in ('many', '0', '-1', '1.5', '²'):

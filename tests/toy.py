@@ -69,11 +69,11 @@ run_dir: str = ''  # '' = a temporary folder
 run_id: str = ''  # given by the driver"""
 
 JOB = """import os, tempfile
-from reasonnb.core.config import parse_overrides
-from reasonnb.lab.catalogue import log_of, resolve
+from reasonnb.lab.runs import plan
 from toy_system import fit
 print('threads', os.environ.get('OMP_NUM_THREADS'), 'gpu', os.environ.get('CUDA_VISIBLE_DEVICES'), 'backend', os.environ.get('MPLBACKEND'))
-fit(resolve(experiment, scale, seed=seed, **parse_overrides(overrides)), run_dir or tempfile.mkdtemp(), log_of(experiment), experiment, scale, run_id)"""
+run = plan(experiment, scale, seed, overrides)
+fit(run.config, run_dir or tempfile.mkdtemp(), run.log, experiment, scale, run_id)"""
 
 
 def notebook(*cells):

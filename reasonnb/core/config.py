@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config', 'parse_override', 'parse_overrides',
-           'Experiment', 'CompareWith', 'System']
+           'Experiment', 'CompareWith', 'Deferred', 'System']
 
 # %% ../../nbs/core/00_config.ipynb #70964337
-import dataclasses, difflib, hashlib, json, math, shlex
+import dataclasses, difflib, hashlib, importlib, json, math, shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -209,15 +209,35 @@ class CompareWith:
     ask: Callable  # (records of the left side, records of `versus`) -> as for a plain function
     versus: str  # slug
 
+# %% ../../nbs/core/00_config.ipynb #770580b6
+class Deferred:
+    "A field of a dataclass that may be given as 'module:name', and is imported when it is first read."
+    def __init__(self, *default): self.default = default
+
+    def __set_name__(self, owner, name): self.name = name
+
+    def __get__(self, one, owner=None):
+        if one is None and not self.default: raise AttributeError(self.name)  # tells the dataclass that there is no default
+        if one is None: return self.default[0]
+        value = vars(one)[self.name]
+        if isinstance(value, str):
+            module, _, name = value.partition(':')
+            value = vars(one)[self.name] = getattr(importlib.import_module(module), name)
+        return value
+
+    def __set__(self, one, value): vars(one)[self.name] = value
+
+# %% ../../nbs/core/00_config.ipynb #4ced3ff1
 @dataclass(frozen=True, eq=False)
 class System:
-    "Everything the house knows of one system: how its experiments resolve, and how to build the task of one."
+    "All that `lab` knows of a system: how its experiments resolve, how to build a task, and its own commands."
     name: str
     logs: tuple[str, ...]  # logs it reruns
-    config: type[Config]
+    config: type[Config] = Deferred()
     scales: dict[str, dict[str, Any]]  # scale -> fields: size and steps, never the idea
     experiments: tuple[Experiment, ...]
-    build: Callable[[Config], Any]  # config -> Task (core.trainer)
+    build: Callable[[Config], Any] = Deferred()  # config -> Task (core.trainer)
     job: str  # notebook under nbs/ that papermill runs
     metrics: dict[str, str] = field(default_factory=dict)  # metric of claims.csv -> metric of records
     claims: dict[str, Callable | CompareWith] = field(default_factory=dict)  # claim id -> its own function over records
+    commands: tuple[Callable, ...] = Deferred(())  # functions that `reasonnb` offers beside its own commands, for typer

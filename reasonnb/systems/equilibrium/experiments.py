@@ -8,8 +8,6 @@ __all__ = ['SCALES', 'LOG', 'PLANS', 'NAMES', 'LADDER', 'CAUSE', 'BETTER', 'EXPE
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #e6f5101c
 from ...core.config import Experiment, System
 from .claims import CLAIMS
-from .config import EquilibriumConfig
-from .task import EquilibriumTask
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #79ef0181
 SCALES = {
@@ -117,5 +115,5 @@ BETTER = (
 EXPERIMENTS = LOG + PLANS + NAMES + LADDER + CAUSE + BETTER
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #bac64adc
-SYSTEM = System(name='equilibrium', logs=('equilibrium',), config=EquilibriumConfig, scales=SCALES, experiments=EXPERIMENTS, build=EquilibriumTask,
-                job='jobs/equilibrium.ipynb', claims=CLAIMS)
+SYSTEM = System(name='equilibrium', logs=('equilibrium',), config='reasonnb.systems.equilibrium.config:EquilibriumConfig', scales=SCALES,
+                experiments=EXPERIMENTS, build='reasonnb.systems.equilibrium.task:EquilibriumTask', job='jobs/equilibrium.ipynb', claims=CLAIMS)

@@ -8,8 +8,6 @@ __all__ = ['SCALES', 'EXPERIMENTS', 'SYSTEM']
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #0939eddc
 from ...core.config import Experiment, System
 from ...sudoku.data_config import ALL
-from .task import LatticeTask
-from .config import LatticeConfig
 
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #89866207
 _SMALL = dict(network='symmetric', d_model=32, d_ff=64, layers=1, heads=2, loops=8, augment=False)
@@ -61,4 +59,6 @@ EXPERIMENTS = (
 )
 
 # %% ../../../nbs/systems/lattice/05_experiments.ipynb #0b14a878
-SYSTEM = System(name='lattice', logs=('lattice',), config=LatticeConfig, scales=SCALES, experiments=EXPERIMENTS, build=LatticeTask, job='jobs/lattice.ipynb')
+SYSTEM = System(name='lattice', logs=('lattice',), config='reasonnb.systems.lattice.config:LatticeConfig', scales=SCALES,
+                experiments=EXPERIMENTS, build='reasonnb.systems.lattice.task:LatticeTask', job='jobs/lattice.ipynb',
+                commands='reasonnb.systems.lattice.commands:COMMANDS')

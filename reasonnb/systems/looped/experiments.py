@@ -9,14 +9,10 @@ __all__ = ['OFF_LOG', 'FIRST', 'POSITION_STUDY', 'LEVELS', 'ORDER', 'NOTES', 'DO
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #8f77efd8
 from functools import lru_cache
 
-import torch
-
 from ...core.config import Experiment, System
 from .claims import CLAIMS
 from ...sudoku.data_config import ALL
 from .config import SCALES, LoopedConfig
-from .memory import GIB, check_memory, footprint
-from .task import LoopedTask, build_task
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #51fb3dec
 def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
@@ -198,14 +194,18 @@ STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scalin
 EXPERIMENTS = tuple(sorted(FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND, key=lambda e: e.slug in STUDIES))
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #e67023c0
-def build(config:LoopedConfig) -> LoopedTask:
+def build(config:LoopedConfig): # -> LoopedTask
     "The task of a config; on a GPU only if a training step fits into its memory."
+    import torch  # here and below: the list of experiments is read without it
+    from reasonnb.systems.looped.memory import check_memory
+    from reasonnb.systems.looped.task import build_task
     if torch.cuda.is_available() and config.device in ('auto', 'cuda'): check_memory(config, torch.cuda.get_device_properties(0).total_memory)
     return build_task(config)
 
 @lru_cache
 def _needed() -> tuple[float, ...]: # GiB
     "A step of the log's network with 4,096 boards and with 8,192."
+    from reasonnb.systems.looped.memory import GIB, footprint
     measured = footprint(LoopedConfig(precision='bfloat16', recurrence='add', input_once=('puzzle',)))
     return tuple(measured.memory(boards, 1).total / GIB for boards in (4096, 8192))
 
