@@ -203,7 +203,8 @@ def _grid(box:Box, size:int) -> str: # of a cell
     "The lines of a board, those between boxes thicker."
     def lines(thick):
         rows = [f'M0 {k * size}H{box.N * size}' for k in range(box.N + 1) if (k % box.rows == 0) == thick]
-        return ''.join(rows + [f'M{k * size} 0V{box.N * size}' for k in range(box.N + 1) if (k % box.cols == 0) == thick])
+        columns = [f'M{k * size} 0V{box.N * size}' for k in range(box.N + 1) if (k % box.cols == 0) == thick]
+        return ''.join(rows + columns)
     thin = f'<path d="{lines(False)}" stroke="currentColor" opacity=".3" fill="none"/>'
     return f'{thin}<path d="{lines(True)}" stroke="currentColor" stroke-width="2" fill="none"/>'
 
@@ -230,14 +231,20 @@ def _board(frame:Frame, box:Box, signs:str,
             f'{"".join(marks)}{"".join(big)}</g></svg>')
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #47fa4ec7
-_PLAYED = ('svg{--ink:#1c1c1c;--paper:#fff;--blue:#0072B2;--red:#D5303E;--orange:#B86E00}'
-           '@media(prefers-color-scheme:dark){svg{--ink:#e6edf3;--paper:#161b22;--blue:#6cb6ff;--red:#ff8b94;--orange:#f0a840}}'
-           'svg{color:var(--ink)}text{fill:var(--ink);text-anchor:middle;dominant-baseline:central}.big{font-size:21px}.says{font-size:12.5px}'
-           '.bg{font-weight:700}.bf,.bq,.bp{fill:var(--blue)}.blost{fill:var(--red)}.m2{fill:var(--red);text-decoration:line-through}'
-           '.m3{fill:var(--orange)}.cg{fill:var(--ink);fill-opacity:.1}.cp{fill:#E08A00;fill-opacity:.5}.cq{fill:#E08A00;fill-opacity:.22}'
-           '.ce,.clost{fill:#D5303E;fill-opacity:.3}@media(prefers-reduced-motion:reduce){g{animation:none!important}}')
+_DARK = '--ink:#e6edf3;--paper:#161b22;--blue:#6cb6ff;--red:#ff8b94;--orange:#f0a840'
+_PLAYED = f'''svg{{--ink:#1c1c1c;--paper:#fff;--blue:#0072B2;--red:#D5303E;--orange:#B86E00}}
+@media(prefers-color-scheme:dark){{svg{{{_DARK}}}}}
+svg{{color:var(--ink)}}text{{fill:var(--ink);text-anchor:middle;dominant-baseline:central}}
+.big{{font-size:21px}}.says{{font-size:12.5px}}
+.bg{{font-weight:700}}.bf,.bq,.bp{{fill:var(--blue)}}.blost{{fill:var(--red)}}
+.m2{{fill:var(--red);text-decoration:line-through}}.m3{{fill:var(--orange)}}
+.cg{{fill:var(--ink);fill-opacity:.1}}.cp{{fill:#E08A00;fill-opacity:.5}}.cq{{fill:#E08A00;fill-opacity:.22}}
+.ce,.clost{{fill:#D5303E;fill-opacity:.3}}
+@media(prefers-reduced-motion:reduce){{g{{animation:none!important}}}}
+'''
 
-def _elements(frame:Frame, box:Box, signs:str, size:int) -> list[tuple[int, str]]: # layer and markup of all that a picture shows
+def _elements(frame:Frame, box:Box, signs:str, size:int # of a cell
+             ) -> list[tuple[int, str]]: # layer and markup of all that a picture shows
     "A picture as elements, so that pictures can share them."
     w, h, found = size / box.cols, size / box.rows, []
     for cell, kind in enumerate(frame.kinds):
@@ -246,14 +253,17 @@ def _elements(frame:Frame, box:Box, signs:str, size:int) -> list[tuple[int, str]
         one = mine.count(ALIVE) == 1
         pale = ' opacity=".4"' if one else ''
         if look not in 'of': found.append((0, f'<path class="c{look}" d="M{x} {y}h{size}v{size}h-{size}z"/>'))
-        if one: found.append((2, f'<text class="big b{look}" x="{x + size / 2:g}" y="{y + size / 2:g}">{signs[mine.index(ALIVE)]}</text>'))
+        if one:
+            a, b = x + size / 2, y + size / 2
+            found.append((2, f'<text class="big b{look}" x="{a:g}" y="{b:g}">{signs[mine.index(ALIVE)]}</text>'))
         for d, mark in enumerate(mine):
             if mark == GONE or one and mark == ALIVE: continue
             a, b = x + (d % box.cols + .5) * w, y + (d // box.cols + .5) * h
             found.append((1, f'<text class="m{mark}"{pale} x="{a:.4g}" y="{b:.4g}">{signs[d]}</text>'))
     first, _, rest = frame.caption.partition('. ')
     for row, text in enumerate([first, *wrap(rest, 62)]):
-        found.append((3, f'<text class="says" x="{box.N * size / 2:g}" y="{box.N * size + 20 + 17 * row}">{escape(text)}</text>'))
+        a, b = box.N * size / 2, box.N * size + 20 + 17 * row
+        found.append((3, f'<text class="says" x="{a:g}" y="{b}">{escape(text)}</text>'))
     return found
 
 # %% ../../nbs/sudoku/10e_watching.ipynb #5e7f3bda
@@ -274,8 +284,9 @@ def animated_svg(film:Film,
         if len(changes) > 1: style.append(f'@keyframes k{number}{{{steps}}}')
         played = f' style="animation:k{number} {whole:g}s step-end infinite"' if len(changes) > 1 else ''
         body.append(f'<g visibility="{seen[n // 2 in when]}"{played}>{"".join(markup)}</g>')
-    full, tall = box.N * size + 16, box.N * size + 80
+    full, tall, small = box.N * size + 16, box.N * size + 80, min(size / box.cols, size / box.rows) * .8
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {full} {tall}" width="{full}" height="{tall}" '
-            f'font-family="Helvetica,Arial,sans-serif" font-size="{min(size / box.cols, size / box.rows) * .8:.3g}" role="img">'
+            f'font-family="Helvetica,Arial,sans-serif" font-size="{small:.3g}" role="img">'
             f'<title>{escape(film.pictures[-1].caption)}</title><style>{_PLAYED}{"".join(style)}</style>'
-            f'<rect x="-8" y="-8" width="{full}" height="{tall}" rx="6" fill="var(--paper)"/>{"".join(body)}{_grid(box, size)}</svg>\n')
+            f'<rect x="-8" y="-8" width="{full}" height="{tall}" rx="6" fill="var(--paper)"/>'
+            f'{"".join(body)}{_grid(box, size)}</svg>\n')
