@@ -33,8 +33,8 @@ lab: .venv/ok ## open JupyterLab on its start page
 docs: .venv/ok ## build the docs site into _docs
 	$(BIN)/reasonnb docs
 
-narratives: .venv/ok ## execute all narratives and the README's notebook on the reference records; rewrites their figures
-	REASONNB_WRITE=reference $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(LOGS) nbs/index.ipynb
+narratives: .venv/ok ## execute all narratives, the benchmark page and the README's notebook on the reference records; rewrites their figures
+	REASONNB_WRITE=reference $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(LOGS) nbs/index.ipynb nbs/benchmark.ipynb
 	$(MAKE) export
 
 export: .venv/ok ## notebooks -> package and README, notebooks cleaned

@@ -139,9 +139,9 @@ def sweep(file:Annotated[Path, typer.Argument(help='A sweep file, see nbs/jobs/*
     With RAY_ADDRESS set, the runs go to that Ray cluster.
 
     \b
-    reasonnb sweep nbs/jobs/iteration.yaml
-    reasonnb sweep nbs/jobs/iteration.yaml --slots 4 --report
-    reasonnb sweep nbs/jobs/iteration.yaml --dry-run > jobs.sh
+    reasonnb sweep nbs/jobs/sweeps/iteration.yaml
+    reasonnb sweep nbs/jobs/sweeps/iteration.yaml --slots 4 --report
+    reasonnb sweep nbs/jobs/sweeps/iteration.yaml --dry-run > jobs.sh
     """
     from reasonnb.lab.sweeps import load_sweep
     planned = load_sweep(file)
