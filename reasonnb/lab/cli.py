@@ -437,7 +437,7 @@ def docs(out:Annotated[str, typer.Option(help='Folder for the site.')]='_docs',
     typer.echo(os.path.relpath(site.readme() if readme else site.build(out)))
 
 # %% ../../nbs/lab/07_cli.ipynb #947fc490
-COMMANDS = ('reasonnb.sudoku.commands',)  # modules with a tuple COMMANDS
+COMMANDS = ('reasonnb.sudoku.commands', 'reasonnb.lab.speedrun')  # modules with a tuple COMMANDS
 
 for _module in COMMANDS:
     for _function in importlib.import_module(_module).COMMANDS: _command(_function)
