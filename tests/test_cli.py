@@ -41,11 +41,11 @@ def test_answers_at_once(root):
 
 def test_commands_come_with_the_systems(root):
     code, out, err = cli(root, '--help')
-    assert code == 0 and 'sweep' in out and 'bench ' not in out
+    assert code == 0 and 'sweep' in out and 'benchmark ' not in out
     code, out, err = cli(root, 'solve', '1')
     assert code == 2 and "No such command 'solve'" in err
     code, out, err = cli(root, '--help', REASONNB_SYSTEMS='toy_system,reasonnb.systems.lattice.experiments')
-    assert code == 0 and re.search('docs .*\n +solve .*\n +bench ', out)
+    assert code == 0 and re.search('docs .*\n +solve .*\n +benchmark ', out)
     for words in (['--help'], ['list']):
         assert cli(root, *words, REASONNB_SYSTEMS='toy_sytem') == (2, '', "reasonnb: no module 'toy_sytem' for a system; check REASONNB_SYSTEMS\n")
 

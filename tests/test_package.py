@@ -48,7 +48,8 @@ def test_what_is_in_them(built, installed):
     with tarfile.open(built[0]) as file: source = {name.partition('/')[2] for name in file.getnames()}
     assert {'settings.ini', 'constraints.txt', 'README.md', 'LICENSE', 'setup.py', 'pyproject.toml', 'nbs/core/00_config.ipynb'} <= source
     with zipfile.ZipFile(built[1]) as file: wheel = {name for name in file.namelist() if name.startswith('reasonnb/')}
-    for name in ('data/logs/sections.csv', 'data/checkpoints/lattice-3x3.pt', 'data/checkpoints/lattice-2x3.json', 'nbs/jobs/looped.ipynb', 'nbs/jobs/sweeps/smoke.yaml'):
+    for name in ('data/logs/sections.csv', 'data/records.json', 'data/checkpoints/lattice-3x3.pt',
+                 'data/checkpoints/lattice-2x3.json', 'nbs/jobs/looped.ipynb', 'nbs/jobs/sweeps/smoke.yaml'):
         assert name in source and f'reasonnb/shipped/{name}' in wheel
     assert not [name for name in source | wheel if re.search(r'papermill_runs|\.pyc|/tests/|nbs/logs|data/cache|trm_exact', name)]
     here = {path.relative_to(installed[1]).as_posix() for path in (installed[1] / 'reasonnb').rglob('*') if path.is_file() and '__pycache__' not in path.parts}

@@ -274,7 +274,7 @@ def test_the_command_reads_them_and_says_the_shape(tmp_path):
     done = shell(hole, '--box', '3x2', '--json')
     shown = json.loads(done.stdout)
     assert (shown['answer'], shown['box'], done.stderr) == (to_line(high, BoardShape(3, 2)), '3x2', '')
-    assert shell(hole, '--seed', '-1').exit_code == CliRunner().invoke(app, ['bench', '--seed', '-1']).exit_code == 2
+    assert shell(hole, '--seed', '-1').exit_code == CliRunner().invoke(app, ['benchmark', '--seed', '-1']).exit_code == 2
     done = shell(hole)
     assert done.exit_code == 1 and 'are taken to have 2x3 boxes' in done.stderr and 'and one with 3x2 boxes: --box 3x2' in done.stderr
     for box, message in (('4x4', 'there are solvers for 2x3, 3x3 boxes'), ('3', 'say rows x columns')):
@@ -301,7 +301,7 @@ def test_what_is_no_list_is_one_line(tmp_path):
     (tmp_path / 'weights.txt').write_text('5' * 81)
     (tmp_path / 'image.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b'\0' * 40)
     (tmp_path / 'prose.txt').write_text('Dear all,\nno puzzle today\n')
-    for words, message in ((['bench', 'weights.txt'], 'Own lists are solved by: reasonnb solve'), (['solve', 'image.png'], 'a PNG image'), (['solve', '--checkpoint', 'weights.txt', '5' * 81], 'is not a solver made by `ship`'),
+    for words, message in ((['benchmark', 'weights.txt'], 'Own lists are solved by: reasonnb solve'), (['solve', 'image.png'], 'a PNG image'), (['solve', '--checkpoint', 'weights.txt', '5' * 81], 'is not a solver made by `ship`'),
                            (['solve', 'prose.txt'], 'holds no puzzle')):
         done = CliRunner().invoke(app, [str(tmp_path / w) if '.' in w and len(w) < 20 else w for w in words])
         assert done.exit_code and message in done.stderr and done.stderr.count('\n') <= 2 and 'Traceback' not in done.stderr

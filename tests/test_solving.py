@@ -203,16 +203,16 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
         if len(done) == 2: raise KeyboardInterrupt
         return real(*args)
     monkeypatch.setattr(benchmark, 'run_tier', run)
-    with pytest.raises(KeyboardInterrupt): benchmark.bench(solver, n=12, singles=1, path=path)
+    with pytest.raises(KeyboardInterrupt): benchmark.measure(solver, n=12, singles=1, path=path)
     first = json.loads(path.read_text())['tiers']
     assert list(first) == ['first']
-    report = benchmark.bench(solver, n=12, singles=1, path=path)
+    report = benchmark.measure(solver, n=12, singles=1, path=path)
     assert list(report['tiers']) == ['first', 'second', 'third'] and report['tiers']['first'] == first['first'] and len(done) == 4
     row = report['tiers']['third']
     assert row['wrong'] == 0 and row['solved'] + row['abstained'] + row['several'] == 12 and row['classical_per_second'] > 0
     path.write_text(path.read_text()[:50])
-    with pytest.raises(UserError, match='not valid JSON'): benchmark.bench(solver, n=12, singles=1, path=path)
+    with pytest.raises(UserError, match='not valid JSON'): benchmark.measure(solver, n=12, singles=1, path=path)
     moved = solver._replace(about=solver.about | {'sha256': 'other'})
     path.write_text(json.dumps(report))
-    assert benchmark.bench(moved, n=12, tiers=('first',), singles=1, path=path)['settings']['sha256'] == 'other'  # other weights: a new report
+    assert benchmark.measure(moved, n=12, tiers=('first',), singles=1, path=path)['settings']['sha256'] == 'other'  # other weights: a new report
     assert list(benchmark.table(report)['tier']) == ['first', 'second', 'third'] and len(benchmark.figure(report).axes) == 2

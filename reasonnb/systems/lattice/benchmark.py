@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'SEVERAL', 'tiers_of', 'tier_boards', 'classical_rate', 'alone', 'verdicts', 'run_tier', 'agreement_rows',
-           'report_path', 'bench', 'table', 'agreement_table', 'figure']
+           'report_path', 'measure', 'table', 'agreement_table', 'figure']
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #2c313937
 import time
@@ -144,7 +144,7 @@ def _opened(path:Path, settings:dict, again:bool) -> dict:
     return old
 
 # %% ../../../nbs/systems/lattice/08_benchmark.ipynb #8e845515
-def bench(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
+def measure(solver:Solver, n:int=50, # puzzles of a tier, 0 = all
           budget:SearchBudget|None=None, # None: that of the checkpoint's own test
           *, tiers:tuple[str, ...]|None=None, # None: all of them, and the test of agreement
           singles:int=10, # puzzles of a tier timed alone
@@ -195,7 +195,7 @@ def _si(value:float) -> str:
         if abs(value) >= size: return f'{value / size:.3g} {letter}'
     return f'{value:.3g}'
 
-def table(report:dict # from `bench` or its file
+def table(report:dict # from `measure` or its file
          ) -> pd.DataFrame: # text, a row a tier
     "The benchmark for reading; shares in per cent with 95 % Wilson intervals."
     rows = [{'tier': tier, 'n': str(r['n']), 'solved, %': _share(r['solved'], r['n']),
