@@ -18,7 +18,7 @@ from . import catalogue
 from .claims import ledger, orderings
 from .comparisons import Shares, number
 from .figures import save, to_markdown
-from .results import as_catalogued, load_records, log_values
+from .results import load_records, log_values
 
 # %% ../../nbs/lab/05d_narrative.ipynb #bb5e2ab3
 def log_says(*slugs:str, # sections of a log
@@ -169,7 +169,7 @@ class Narrative(Shares):
                  **options, # metric, digits and least of `Shares`
                 ):
         records = load_records() if records is None else records
-        if len(records): records = as_catalogued(records[records['log'].eq(log) & records['scale'].eq(scale)])
+        records = records[records['log'].eq(log) & records['scale'].eq(scale)]
         super().__init__(records, scale, names=names, **options)
         self.log = log
 
