@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['number', 'with_bounds', 'Study', 'Shares', 'side', 'compare', 'means', 'title', 'reading', 'findings', 'at_step',
-           'late', 'falls']
+           'late', 'best_minus_last', 'falls']
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #fab75973
 import math
@@ -22,15 +22,17 @@ def number(x:float, # what to write
           ) -> str: # '–' where it is unknown
     "A number as a reader sees it."
     if pd.isna(x): return '–'
-    return f'{x:{"+" if sign else ""}.{digits}f}'.replace('-', '−')
+    return f'{x:{"+" if sign and x else ""}.{digits}f}'.replace('-', '−')
 
 def with_bounds(found:Interval, # a mean, or a difference, in the unit to be written
                 digits:int=1, # after the point
+                unit:str='', # behind the value
                 sign:bool=False, # also where it is positive
-               ) -> str: # e.g. '+12.0 (+7.5 to +16.4)'
-    "A value with its 95 % interval; alone where one seed tells no interval."
+               ) -> str: # e.g. '+12.0 points (+7.5 to +16.4)'
+    "A value with its 95 % interval; alone where one seed tells no interval, or where all seeds agree."
     value, low, high = (number(x, digits, sign) for x in found)
-    return value if pd.isna(found.low) else f'{value} ({low} to {high})'
+    bounds = f' ({low} to {high})' if found.high - found.low > 1e-9 else ' in every seed'
+    return value + unit + ('' if pd.isna(found.low) else bounds)
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #de9ffba5
 class Study:
@@ -59,8 +61,9 @@ class Study:
         return [slug for slug in slugs if sum(self.metric in r['metrics'] for r in self.runs(slug)['record']) >= enough]
 
     def seeds(self, slug:str, metric:str='') -> list[float]:
-        "One number per seed; KeyError if no run has it."
-        return samples(self.runs(slug), metric or self.metric)
+        "One number per seed, none before there is a run; KeyError if no run has the metric."
+        runs = self.runs(slug)
+        return samples(runs, metric or self.metric) if len(runs) else []
 
     def mean(self, slug:str, metric:str='') -> Interval:
         "Mean over seeds with its Student interval."
@@ -90,13 +93,13 @@ class Shares(Study):
         "The bounds of an interval, in points."
         return f'{self.points(found.low)} to {self.points(found.high)}'
 
-    def share(self, found:Interval) -> str:
-        "A share in per cent with its interval: '63.7 (60.3 to 67.0)'."
-        return with_bounds(Interval(*(100*x for x in found)), self.digits)
+    def share(self, found:Interval, unit:str=' %') -> str:
+        "A share in per cent with its interval: '63.7 % (60.3 to 67.0)'."
+        return with_bounds(Interval(*(100*x for x in found)), self.digits, unit)
 
-    def change(self, found:Interval) -> str:
-        "A difference of shares in points with its interval: '+12.0 (+7.5 to +16.4)'."
-        return with_bounds(Interval(*(100*x for x in found)), self.digits, sign=True)
+    def change(self, found:Interval, unit:str=' points') -> str:
+        "A difference of shares in points with its interval: '+12.0 points (+7.5 to +16.4)'."
+        return with_bounds(Interval(*(100*x for x in found)), self.digits, unit, sign=True)
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #7c3ebea3
 def side(gap:Interval, # between independent runs
@@ -108,19 +111,24 @@ def side(gap:Interval, # between independent runs
     return 'undecided'
 
 def compare(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without runs on both sides are left out
-            metrics:tuple=('',), # '' = that of the runs; several make a row each
+            metrics:dict|None=None, # what a reader calls it -> metric, a row for each; None: that of the runs
             **columns, # further columns: a function of the left slug each
            ) -> pd.DataFrame|str: # a row per pair and metric; a word where there is none
     "Left minus right, by Welch's interval and seed by seed."
-    rows = []
-    for left, right, metric in [(*pair, metric) for pair in pairs if len(runs.there(*pair)) == 2 for metric in metrics]:
+    asked, rows = metrics or {'': ''}, []
+    for left, right, label in [(*pair, label) for pair in pairs if len(runs.there(*pair)) == 2 for label in asked]:
+        metric = asked[label]
         gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
-        row = {'left': runs.name(left), 'right': runs.name(right)} | ({'metric': metric or runs.metric} if len(metrics) > 1 else {})
+        row = {'left': runs.name(left), 'right': runs.name(right)} | ({'measured': label} if metrics else {})
         row |= {'left, %': runs.pct(runs.mean(left, metric).value), 'right, %': runs.pct(runs.mean(right, metric).value),
                 'points': runs.points(gap.value), '95 % interval': runs.between(gap), 'seed by seed': runs.between(pair)}
         row |= {name: say(left) for name, say in columns.items()}
         rows.append(row | {'seeds': f'{len(runs.runs(left))} and {len(runs.runs(right))}', 'left is': side(gap, pair)})
-    return pd.DataFrame(rows).set_index('left') if rows else 'no records yet'
+    if not rows: return 'no records yet'
+    table = pd.DataFrame(rows).set_index('left')
+    if len(pairs) > 1 or not metrics: return table
+    heads = {f'{at}, %': f'{runs.name(slug)}, %' for at, slug in zip(('left', 'right'), pairs[0])} | {'left is': f'{runs.name(pairs[0][0])} is'}
+    return table.set_index('measured').drop(columns='right').rename(columns=heads) # one pair: its names are the heads of the columns
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #c5c4afcd
 def means(runs:Shares, slugs, # experiments, from top to bottom; those without runs are left out
@@ -129,10 +137,10 @@ def means(runs:Shares, slugs, # experiments, from top to bottom; those without r
          ) -> pd.DataFrame|str: # a row per experiment; a word where there is none
     "Means over seeds in per cent, and differences in points, with their 95 % intervals."
     shown = runs.there(*slugs)
-    rows = {runs.name(slug): {head: runs.share(runs.mean(slug, metric)) for head, metric in metrics.items()} for slug in shown}
+    rows = {runs.name(slug): {head: runs.share(runs.mean(slug, metric), unit='') for head, metric in metrics.items()} for slug in shown}
     for slug in shown if minus else ():
         gaps = {f'{head}, minus {runs.name(minus)}': metric for head, metric in metrics.items()}
-        rows[runs.name(slug)] |= {head: '' if slug == minus else runs.change(runs.gap(slug, minus, metric)) for head, metric in gaps.items()}
+        rows[runs.name(slug)] |= {head: '' if slug == minus else runs.change(runs.gap(slug, minus, metric), unit='') for head, metric in gaps.items()}
     for slug in shown: rows[runs.name(slug)]['seeds'] = len(runs.runs(slug))
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='experiment')) if rows else 'no records yet'
 
@@ -194,6 +202,11 @@ def late(study:Study, slug:str, # experiment
         steps, values = course(record, column, kind).T
         found.append(float(values[steps >= (1 - share)*record['config']['steps']].mean()))
     return found
+
+def best_minus_last(study:Study, slug:str, # experiment
+                   ) -> list[float]: # one number per seed
+    "What it is worth to pick the best evaluation of a run instead of its last one."
+    return [record['best']['value'] - course(record, study.metric)[-1, 1] for record in study.runs(slug)['record']]
 
 def falls(record:dict, # one record
           bar:float=5., # points below the best before that count as a fall

@@ -48,6 +48,7 @@ def _quantity(metric:str, value:float) -> tuple[str, str]: # head of a column, a
     "A reported value as a reader wants it."
     plain = metric.removeprefix('delta_')
     gained = plain != metric
+    if metric == 'delta_solved': return 'boards gained', number(value, 0, sign=True)
     if 'accuracy' not in plain: return metric.replace('_', ' '), f'{value:,.6g}'
     name = _WORDS.get(plain, plain.replace('_', ' '))
     return (f'{name}, gain in points', number(100*value, sign=True)) if gained else (f'{name}, %', number(100*value))
