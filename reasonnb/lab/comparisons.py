@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['number', 'with_bounds', 'Study', 'Shares', 'side', 'compare', 'means', 'title', 'reading', 'findings', 'at_step',
-           'late', 'best_minus_last', 'falls']
+           'late', 'best_minus_last', 'falls', 'fallen', 'fall_table']
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #fab75973
 import math
@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..core.statistics import Interval, difference, interval
+from ..core.statistics import Interval, difference, interval, wilson
 from .results import as_catalogued, course, runs_of, samples
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #7b209101
@@ -162,12 +162,13 @@ def reading(runs:Shares, left:str, right:str, # experiments
             what:str='test images', # what the share is a share of
            ) -> str: # Markdown
     "What a difference tells, in one sentence."
-    if missing := [slug for slug in (left, right) if not runs.there(slug)]: return f'**Ours:** no runs of *{runs.name(missing[0])}* yet.'
+    if missing := [slug for slug in (left, right) if not runs.there(slug)]: return f'No runs of *{runs.name(missing[0])}* yet.'
     gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
     how = 'seed by seed **{}**, between independent runs undecided'.format
     tells = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer', 'better, seed by seed': how('more'), 'worse, seed by seed': how('fewer')}
     seeds = f'{len(runs.seeds(left, metric))} and {len(runs.seeds(right, metric))} seeds'
-    return (f'**Ours:** {runs.name(left)} against {runs.name(right)}, {runs.points(gap.value)} points of {what} '
+    name = runs.name(left)
+    return (f'{name[:1].upper()}{name[1:]} against {runs.name(right)}, {runs.points(gap.value)} points of {what} '
             f'({runs.between(gap)}; seed by seed {runs.between(pair)}; {seeds}): {tells[side(gap, pair)]}.')
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #1ad8b243
@@ -217,3 +218,28 @@ def falls(record:dict, # one record
     accuracy = 100*course(record, column)[:, 1]
     low = (np.maximum.accumulate(accuracy) - accuracy)[skip:] >= bar
     return len(low), int((np.diff(np.r_[0, low]) > 0).sum())
+
+# %% ../../nbs/lab/03b_comparisons.ipynb #2a447ed1
+def fallen(study:Study, *slugs:str, # experiments; those without runs are left out
+           bar:float=5., # points that count as a fall
+           metric:str='collapse', # largest fall of a run, in points
+          ) -> tuple[int, int, float]: # runs that fell, runs, the largest fall (NaN without runs)
+    "How many runs of some experiments fell."
+    depths = [x for slug in study.there(*slugs) for x in study.seeds(slug, metric)]
+    return sum(x >= bar for x in depths), len(depths), max(depths, default=math.nan)
+
+def fall_table(study:Study, groups:dict, # how a reader knows a group -> its experiments
+               bar:float=5., # points that count as a fall
+               metric:str='collapse', # largest fall of a run, in points
+              ) -> pd.DataFrame|str: # a row per group; a word where there is none
+    "Falls of groups of runs: how deep, in how many runs, and how often per epoch."
+    rows = {}
+    for name, slugs in groups.items():
+        records = [record for slug in study.there(*slugs) for record in study.runs(slug)['record']]
+        if not records: continue
+        low, depths = np.sum([falls(record, bar) for record in records], 0), [record['metrics'][metric] for record in records]
+        share, rate = wilson(sum(x >= bar for x in depths), len(depths)), wilson(low[1], low[0])
+        rows[name] = {'runs': len(records), 'fall, median': number(np.median(depths), 2), 'largest': number(max(depths), 2),
+                      f'runs that fall {bar:g} points': f'{share.value:.0%} ({share.low:.0%} to {share.high:.0%})', 'epochs': low[0],
+                      f'falls of {bar:g} points per epoch': f'{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})'}
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name='group')) if rows else 'no records yet'

@@ -59,17 +59,18 @@ def _moment(at:str) -> str:
     return at.replace('peak', 'best of the run').replace('final', 'end of the run')
 
 def log_table(*slugs:str, # sections of a log
-              names:dict|None=None, # slug -> how a reader knows it
+              names:dict|None=None, # slug -> how a reader knows it; a section that is missing has the title it has in the log
               split:str='', # only test sets that begin so
               at:str='', # only labels that begin so
              ) -> pd.DataFrame: # text; no rows where the log gives no number
     "What the log reports, for a reader."
-    rows, found = log_values(), {}
+    rows, found, sections = log_values(), {}, catalogue.sections()
+    known = dict(zip(sections['slug'], sections['section'])) | (names or {})
     rows = rows[rows['slug'].isin(slugs) & rows['split'].str.startswith(split) & rows['at'].str.startswith(at)]
     for row in rows.itertuples():
         head, text = _quantity(row.metric, row.value)
         found.setdefault((row.slug, row.split, row.at), {})[head] = text
-    table = [{'experiment': (names or {}).get(slug, slug), 'test set': of, 'when': _moment(when)} | values for (slug, of, when), values in found.items()]
+    table = [{'experiment': known[slug], 'test set': of, 'when': _moment(when)} | values for (slug, of, when), values in found.items()]
     return pd.DataFrame(table).fillna('')
 
 # %% ../../nbs/lab/05d_narrative.ipynb #3b53f00c
@@ -135,7 +136,7 @@ def changed(slug:str, # experiment
     base = base or catalogue.experiments()[slug][1].base or slug
     before, after = (catalogue.resolve(name, scale).to_dict() for name in (base, slug))
     rows = {field: {'before': before[field], 'after': after[field]} for field in after if before[field] != after[field]}
-    return pd.DataFrame(rows.values(), index=pd.Index(rows, name='field'), columns=['before', 'after'])
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name='field'), columns=['before', 'after'], dtype=object)
 
 def _arrow(row) -> str:
     "One change in words."
