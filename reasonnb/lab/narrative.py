@@ -31,15 +31,18 @@ def log_says(*slugs:str, # sections of a log
     return rows.assign(**{name: rows[name].map(lambda x: '' if pd.isna(x) else f'{x:g}') for name in ('value', 'of')})
 
 def log_number(slug:str, # section of a log
+               at:str|tuple='final', # label under which the log prints it; of several the first that is there
+               split:str='', # test set; '' = the whole one, not a part of it
                metric:str='puzzle_accuracy', # as the tables of the log call it
-               at:str='final', # label under which the log prints it
-               split:str='', # test set; '' = the first with such a value
-              ) -> float: # KeyError if the log prints no such value
+              ) -> float: # NaN if the log prints no such value
     "One value as the log prints it."
     rows = log_values()
-    rows = rows[rows['slug'].eq(slug) & rows['metric'].eq(metric) & rows['at'].eq(at) & rows['split'].eq(split or rows['split'])]
-    if rows.empty: raise KeyError(f'{slug}: no {metric} at {at!r}' + (f' on {split}' if split else ''))
-    return float(rows['value'].iloc[0])
+    labels = (at,) if isinstance(at, str) else tuple(at)
+    rows = rows[rows['slug'].eq(slug) & rows['metric'].eq(metric) & rows['at'].isin(labels)]
+    splits = list(rows['split'])
+    split = split or next((name for name in splits if not any(name.startswith(f'{other} ') for other in splits)), '')
+    found = rows[rows['split'].eq(split)]
+    return float(found['value'].iloc[0]) if len(found) else float('nan')
 
 # %% ../../nbs/lab/05d_narrative.ipynb #36a15a09
 _WORDS = {'puzzle_accuracy': 'boards solved', 'cell_accuracy': 'cells right', 'test_accuracy': 'test images right'}
@@ -168,7 +171,7 @@ class Narrative(Shares):
                  names:dict|None=None, # slug -> how a reader knows it
                  scale:str='laptop', # of the runs
                  records:pd.DataFrame|None=None, # from `load_records`; None: what it gives
-                 **options, # metric, digits and least of `Shares`
+                 **options, # metric, digits, least and what of `Shares`
                 ):
         records = load_records() if records is None else records
         records = records[records['log'].eq(log) & records['scale'].eq(scale)]
