@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..core.statistics import interval
-from .comparisons import Shares
+from .comparisons import Shares, Study
 from .figures import COLOURS, DASHES, FAINT, INK, _axis, _canvas, _rows, save, settled, style, within
 from .results import course
 
@@ -41,25 +41,32 @@ def percent_axis(axis, # `ax.xaxis` or `ax.yaxis`
     else: axis.set_major_formatter(FuncFormatter(lambda x, _: f'{100*x:+.3g}'.replace('-', '−') if abs(x) > 1e-9 else '0'))
 
 # %% ../../nbs/lab/05e_drawing.ipynb #4e17f431
-def panels(groups:dict, # name -> records
+def _settle_share(ax, lines:list):
+    "The first third of a training climbs from nothing; what follows is what a reader wants to see."
+    lowest = min(values[len(values)//3:].min(initial=1.) for values in lines)
+    percent_axis(ax.yaxis); ax.set_ylim(bottom=min(.8, lowest - .02))
+
+def panels(study:Study, slugs, # experiments; those without runs are left out
            columns:list, # (column, kind of row, heading) for each panel
            title:str, # the finding
-           per:str='epoch', # unit of the horizontal axis: 'epoch' or 'step'
+           file:str='', # as for `save`; '' = not saved
            logarithmic:tuple=(), # columns on a logarithmic axis
-          ) -> Figure:
-    "A line per run; a panel per column of the curves."
-    with drawing(title, width=3.5*len(columns), height=3.5, ncols=len(columns)) as (figure, axes):
-        for (name, records), colour, dash in zip(groups.items(), COLOURS, DASHES):
-            for record in records:
-                unit = record['config']['steps']/record['config']['epochs'] if per == 'epoch' else 1
-                for ax, (column, kind, _) in zip(axes, columns):
+          ) -> Figure|str: # a word where there are no runs
+    "A line per run over its epochs, or its steps where it has no epochs; a panel per column of the curves."
+    if not (shown := study.there(*slugs)): return 'no records yet'
+    with drawing(title, file, width=3.5*len(columns), height=3.5, ncols=len(columns)) as (figure, axes):
+        for ax, (column, kind, heading) in zip(axes, columns):
+            lines = []
+            for slug, colour, dash in zip(shown, COLOURS, DASHES):
+                for record in study.runs(slug)['record']:
                     steps, values = course(record, column, kind).T
-                    ax.plot(steps/unit, values, color=colour, ls=dash, lw=1.1, alpha=.85)
-            axes[0].plot([], [], color=colour, ls=dash, label=name)
-        for ax, (column, _, heading) in zip(axes, columns):
-            ax.set_title(heading, loc='left'); ax.set_xlabel(per)
+                    epochs = record['config'].get('epochs', 0)
+                    ax.plot(steps*epochs/record['config']['steps'] if epochs else steps, values, color=colour, ls=dash, lw=1.1, alpha=.85)
+                    lines.append(values)
+            ax.set_title(heading, loc='left'); ax.set_xlabel('epoch' if epochs else 'step')
             if column in logarithmic: ax.set_yscale('log')
-            _axis(ax.yaxis, column)
+            if 'accuracy' in column: _settle_share(ax, lines)
+        for slug, colour, dash in zip(shown, COLOURS, DASHES): axes[0].plot([], [], color=colour, ls=dash, label=study.name(slug))
         figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5, title='one line per seed:', alignment='left')
     return figure
 
@@ -75,6 +82,7 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
            title:str, # the finding
            base:str='', # against which each is compared; '' = the row above
            metric:str='', # '' = that of the runs
+           alone:tuple=(), # experiments that are compared with no other
           ) -> Figure:
     "Shares of experiments, and their changes seed by seed."
     shown, metric = runs.there(*slugs), metric or runs.metric
@@ -84,7 +92,7 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
             left.plot(values, [row + .24]*len(values), 'o', ms=3.4, mfc='none', mec=FAINT)
             _interval_row(left, row, within(interval(values), metric), INK)
             left.annotate(runs.pct(interval(values).value), (1.01, row), xycoords=left.get_yaxis_transform(), va='center', fontsize=8.5)
-            if other == slug: continue
+            if other == slug or slug in alone: continue
             gap = runs.by_seed(slug, other, metric)
             _interval_row(right, row, gap, GAIN if gap.low > 0 else LOSS if gap.high < 0 else FAINT)
         _rows(left, [runs.name(slug) for slug in shown])
