@@ -99,8 +99,8 @@ class Shares(Study):
         return f'{self.points(found.low)} to {self.points(found.high)}'
 
     def share(self, found:Interval, unit:str=' %') -> str:
-        "A share in per cent with its interval: '63.7 % (60.3 to 67.0)'."
-        return with_bounds(Interval(*(100*x for x in found)), self.digits, unit)
+        "A share in per cent with its interval, as far as a share can be: '63.7 % (60.3 to 67.0)'."
+        return with_bounds(Interval(100*found.value, *(np.clip(100*x, 0, 100) for x in found[1:])), self.digits, unit)
 
     def change(self, found:Interval, unit:str=' points') -> str:
         "A difference of shares in points with its interval: '+12.0 points (+7.5 to +16.4)'."

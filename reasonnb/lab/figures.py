@@ -323,7 +323,7 @@ def present(table:pd.DataFrame, # from `results.table`
     "The honest columns in words: result with interval and seeds, what the log says, what it cost and under which protocol."
     rows = [{'experiment': ' '.join(filter(None, (row.experiment, row.changes))), 'scale': row.scale,
              f'{_name(row.metric)}{", %" if _is_share(row.metric) else ""}': _say(row.mean, row.metric),
-             '95 % interval': f'{_say(row.low, row.metric)} to {_say(row.high, row.metric)}', 'n': str(row.n),
+             '95 % interval': ' to '.join(_say(bound, row.metric) for bound in within(Interval(row.mean, row.low, row.high), row.metric)[1:]), 'n': str(row.n),
              'log says': _say(row.log_value, row.metric) + (f' ({row.log_at})' if row.log_at else ''),
              'params': _short(row.params), 'data': row.data, 'protocol': row.protocol,
              'FLOP per item': _short(row.flop_per_item), 'seconds': _short(row.seconds)} for row in table.itertuples()]
