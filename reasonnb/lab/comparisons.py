@@ -46,7 +46,8 @@ class Study:
                  what:str='boards solved', # what the metric is a share of
                 ):
         self.records = records if 'changes' in records else as_catalogued(records)
-        self.scale, self.metric, self.digits, self.names, self.least, self.what = scale, metric, digits, names or {}, least, what
+        self.scale, self.metric, self.digits = scale, metric, digits
+        self.names, self.least, self.what = names or {}, least, what
 
     def name(self, slug:str) -> str:
         "What a reader calls an experiment."
@@ -80,7 +81,8 @@ class Study:
 
     def by_seed(self, left:str, right:str, metric:str='') -> Interval:
         "Left minus right over the seeds that both have."
-        def numbers(slug): return self.runs(slug).set_index('seed')['record'].map(lambda r: r['metrics'].get(metric or self.metric, np.nan))
+        def numbers(slug): return self.runs(slug).set_index('seed')['record'].map(lambda r: r['metrics'].get(metric
+                or self.metric, np.nan))
         return interval((numbers(left) - numbers(right)).dropna())
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #1e24f592
@@ -126,15 +128,17 @@ def compare(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without
         if not all(runs.has(slug, metric) for slug in (left, right)): continue
         gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
         row = {'left': runs.name(left), 'right': runs.name(right)} | ({'measured': label} if metrics else {})
-        row |= {'left, %': runs.pct(runs.mean(left, metric).value), 'right, %': runs.pct(runs.mean(right, metric).value),
-                'points': runs.points(gap.value), '95 % interval': runs.between(gap), 'seed by seed': runs.between(pair)}
+        a, b = (runs.pct(runs.mean(slug, metric).value) for slug in (left, right))
+        row |= {'left, %': a, 'right, %': b, 'points': runs.points(gap.value),
+                '95 % interval': runs.between(gap), 'seed by seed': runs.between(pair)}
         row |= {name: say(left) for name, say in columns.items()}
         rows.append(row | {'seeds': f'{len(runs.runs(left))} and {len(runs.runs(right))}', 'left is': side(gap, pair)})
     if not rows: return 'no records yet'
     table = pd.DataFrame(rows).set_index('left')
     if len(pairs) > 1 or not metrics: return table
-    heads = {f'{at}, %': f'{runs.name(slug)}, %' for at, slug in zip(('left', 'right'), pairs[0])} | {'left is': f'{runs.name(pairs[0][0])} is'}
-    return table.set_index('measured').drop(columns='right').rename(columns=heads) # one pair: its names are the heads of the columns
+    left, right = (runs.name(slug) for slug in pairs[0]) # one pair: its names become heads of columns
+    heads = {'left, %': f'{left}, %', 'right, %': f'{right}, %', 'left is': f'{left} is'}
+    return table.set_index('measured').drop(columns='right').rename(columns=heads)
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #c5c4afcd
 def gaps(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without runs on both sides are left out
@@ -142,7 +146,8 @@ def gaps(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without ru
         ) -> pd.DataFrame|str: # a row per pair; a word where there is none
     "Left minus right in points with Welch's interval, a column per metric."
     shown = [(left, right) for left, right in pairs if len(runs.there(left, right)) == 2]
-    rows = {f'{runs.name(left)} minus {runs.name(right)}': {head: runs.change(runs.gap(left, right, metric), unit='') for head, metric in metrics.items()}
+    rows = {f'{runs.name(left)} minus {runs.name(right)}': {head: runs.change(runs.gap(left, right, metric), unit='')
+                                                            for head, metric in metrics.items()}
             for left, right in shown}
     return pd.DataFrame(rows).T if rows else 'no records yet'
 
@@ -152,10 +157,12 @@ def means(runs:Shares, slugs, # experiments, from top to bottom; those without r
          ) -> pd.DataFrame|str: # a row per experiment; a word where there is none
     "Means over seeds in per cent, and differences in points, with their 95 % intervals."
     shown = runs.there(*slugs)
-    rows = {runs.name(slug): {head: runs.share(runs.mean(slug, metric), unit='') for head, metric in metrics.items()} for slug in shown}
+    rows = {runs.name(slug): {head: runs.share(runs.mean(slug, metric), unit='') for head, metric in metrics.items()}
+            for slug in shown}
     for slug in shown if minus else ():
         gaps = {f'{head}, minus {runs.name(minus)}': metric for head, metric in metrics.items()}
-        rows[runs.name(slug)] |= {head: '' if slug == minus else runs.change(runs.gap(slug, minus, metric), unit='') for head, metric in gaps.items()}
+        rows[runs.name(slug)] |= {head: '' if slug == minus else runs.change(runs.gap(slug, minus, metric), unit='')
+                                  for head, metric in gaps.items()}
     for slug in shown: rows[runs.name(slug)]['seeds'] = len(runs.runs(slug))
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='experiment')) if rows else 'no records yet'
 
@@ -167,7 +174,8 @@ def at_end(study:Study, slugs, # experiments, from top to bottom; those without 
     for slug in study.there(*slugs):
         means = {metric.replace('_', ' '): f'{study.mean(slug, metric).value:.3g}' for metric in metrics}
         runs = study.runs(slug)
-        rows[study.name(slug)] = means | {'parameters': f'{runs["params"].iloc[0]:,.0f}', 'seconds': f'{runs["seconds"].mean():.0f}', 'seeds': len(runs)}
+        rows[study.name(slug)] = means | {'parameters': f'{runs["params"].iloc[0]:,.0f}',
+                                          'seconds': f'{runs["seconds"].mean():.0f}', 'seeds': len(runs)}
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='experiment')) if rows else 'no records yet'
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #419478ee
@@ -182,8 +190,10 @@ def title(runs:Shares, left:str, right:str, # experiments
     a, b = runs.mean(left, metric).value, runs.mean(right, metric).value
     gap = runs.by_seed(left, right, metric) if paired else runs.gap(left, right, metric)
     sure = gap.low > 0 or gap.high < 0
-    text = (f'{runs.name(left)} {runs.pct(a)} %, {runs.name(right)} {runs.pct(b)} % {what}: {runs.points(gap.value)} points'
-            f' ({"seed by seed " if paired else ""}{runs.between(gap)})' + ('' if sure else ', an interval that includes zero'))
+    text = (f'{runs.name(left)} {runs.pct(a)} %, {runs.name(right)} {runs.pct(b)} % {what}: '
+            f'{runs.points(gap.value)} points'
+            f' ({"seed by seed " if paired else ""}{runs.between(gap)})' + ('' if sure
+                    else ', an interval that includes zero'))
     return text[0].upper() + text[1:]
 
 def reading(runs:Shares, left:str, right:str, # experiments
@@ -191,13 +201,16 @@ def reading(runs:Shares, left:str, right:str, # experiments
             what:str='', # what the share is a share of; '' = as the runs have it
            ) -> str: # Markdown
     "What a difference tells, in one sentence."
-    if missing := [slug for slug in (left, right) if not runs.there(slug)]: return f'No runs of *{runs.name(missing[0])}* yet.'
+    missing = [slug for slug in (left, right) if not runs.there(slug)]
+    if missing: return f'No runs of *{runs.name(missing[0])}* yet.'
     gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
     how = 'seed by seed **{}**, between independent runs undecided'.format
-    tells = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer', 'better, seed by seed': how('more'), 'worse, seed by seed': how('fewer')}
+    tells = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer', 'better, seed by seed': how('more'),
+             'worse, seed by seed': how('fewer')}
     seeds = f'{len(runs.seeds(left, metric))} and {len(runs.seeds(right, metric))} seeds'
     name = runs.name(left)
-    return (f'{name[:1].upper()}{name[1:]} against {runs.name(right)}, {runs.points(gap.value)} points of {what or runs.what} '
+    return (f'{name[:1].upper()}{name[1:]} against {runs.name(right)}, '
+            f'{runs.points(gap.value)} points of {what or runs.what} '
             f'({runs.between(gap)}; seed by seed {runs.between(pair)}; {seeds}): {tells[side(gap, pair)]}.')
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #1ad8b243
@@ -209,8 +222,10 @@ def findings(runs:Shares, *pairs:tuple[str, str], # left and right; pairs withou
     for left, right in (pair for pair in pairs if len(runs.there(*pair)) == 2):
         for label, metric in metrics.items():
             gap = runs.gap(left, right, metric)
-            how = {'better': 'solves more than', 'worse': 'solves fewer than'}.get(side(gap, gap), 'cannot be told from')
-            lines.append(f'- {label}: *{runs.name(left)}* **{how}** *{runs.name(right)}* ({runs.points(gap.value)} points, {runs.between(gap)})')
+            how = {'better': 'solves more than', 'worse': 'solves fewer than'}.get(side(gap, gap),
+                    'cannot be told from')
+            lines.append(f'- {label}: *{runs.name(left)}* **{how}** *{runs.name(right)}* '
+                         f'({runs.points(gap.value)} points, {runs.between(gap)})')
     return '\n'.join(lines) or 'No records yet.'
 
 # %% ../../nbs/lab/03b_comparisons.ipynb #4c74f8a0
@@ -282,9 +297,11 @@ def fall_table(study:Study, groups:dict, # how a reader knows a group -> its exp
     for name, slugs in groups.items():
         records = [record for slug in study.there(*slugs) for record in study.runs(slug)['record']]
         if not records: continue
-        low, depths = np.sum([falls(record, bar) for record in records], 0), [record['metrics'][metric] for record in records]
+        low, depths = np.sum([falls(record, bar) for record in records], 0), [record['metrics'][metric]
+                for record in records]
         share, rate = wilson(sum(x >= bar for x in depths), len(depths)), wilson(low[1], low[0])
-        rows[name] = {'runs': len(records), 'fall, median': number(np.median(depths), 2), 'largest': number(max(depths), 2),
+        rows[name] = {'runs': len(records), 'fall, median': number(np.median(depths), 2),
+                      'largest': number(max(depths), 2),
                       f'runs that fall {bar:g} points': f'{share.value:.0%} ({share.low:.0%} to {share.high:.0%})', 'epochs': low[0],
                       f'falls of {bar:g} points per epoch': f'{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})'}
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='group')) if rows else 'no records yet'

@@ -38,7 +38,8 @@ def percent_axis(axis, # `ax.xaxis` or `ax.yaxis`
                 ):
     "Ticks of shares in per cent, of their differences in points."
     if not points: _axis(axis, 'accuracy')
-    else: axis.set_major_formatter(FuncFormatter(lambda x, _: f'{100*x:+.3g}'.replace('-', '−') if abs(x) > 1e-9 else '0'))
+    else: axis.set_major_formatter(FuncFormatter(lambda x, _: f'{100*x:+.3g}'.replace('-', '−') if abs(x) > 1e-9
+                                                 else '0'))
 
 # %% ../../nbs/lab/05e_drawing.ipynb #4e17f431
 def _settle_share(ax, lines:list):
@@ -61,13 +62,16 @@ def panels(study:Study, slugs, # experiments; those without runs are left out
                 for record in study.runs(slug)['record']:
                     steps, values = course(record, column, kind).T
                     epochs = record['config'].get('epochs', 0)
-                    ax.plot(steps*epochs/record['config']['steps'] if epochs else steps, values, color=colour, ls=dash, lw=1.1, alpha=.85)
+                    ax.plot(steps*epochs/record['config']['steps'] if epochs else steps, values, color=colour, ls=dash,
+                            lw=1.1, alpha=.85)
                     lines.append(values)
             ax.set_title(heading, loc='left'); ax.set_xlabel('epoch' if epochs else 'step')
             if column in logarithmic: ax.set_yscale('log')
             if 'accuracy' in column: _settle_share(ax, lines)
-        for slug, colour, dash in zip(shown, COLOURS, DASHES): axes[0].plot([], [], color=colour, ls=dash, label=study.name(slug))
-        figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5, title='one line per seed:', alignment='left')
+        for slug, colour, dash in zip(shown, COLOURS, DASHES): axes[0].plot([], [], color=colour, ls=dash,
+                label=study.name(slug))
+        figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5, title='one line per seed:',
+                      alignment='left')
     return figure
 
 # %% ../../nbs/lab/05e_drawing.ipynb #c258f4aa
@@ -86,17 +90,20 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
           ) -> Figure:
     "Shares of experiments, and their changes seed by seed."
     shown, metric = runs.there(*slugs), metric or runs.metric
-    with drawing(title, width=10.4, height=1.4 + .42*len(shown), ncols=2, sharey=True, width_ratios=[1.25, 1]) as (figure, (left, right)):
+    with drawing(title, width=10.4, height=1.4 + .42*len(shown), ncols=2, sharey=True, width_ratios=[1.25,
+            1]) as (figure, (left, right)):
         for row, slug in enumerate(shown):
             values, other = runs.seeds(slug, metric), base or shown[max(row - 1, 0)]
             left.plot(values, [row + .24]*len(values), 'o', ms=3.4, mfc='none', mec=FAINT)
             _interval_row(left, row, within(interval(values), metric), INK)
-            left.annotate(runs.pct(interval(values).value), (1.01, row), xycoords=left.get_yaxis_transform(), va='center', fontsize=8.5)
+            left.annotate(runs.pct(interval(values).value), (1.01, row), xycoords=left.get_yaxis_transform(),
+                          va='center', fontsize=8.5)
             if other == slug or slug in alone: continue
             gap = runs.by_seed(slug, other, metric)
             _interval_row(right, row, gap, GAIN if gap.low > 0 else LOSS if gap.high < 0 else FAINT)
         _rows(left, [runs.name(slug) for slug in shown])
         right.axvline(0, color=INK, lw=.8); right.grid(False, axis='y'); right.tick_params(left=False, labelleft=False)
         left.set_xlabel(f'{metric.replace("_", " ")} (mean, 95 % interval, seeds)'); percent_axis(left.xaxis)
-        right.set_xlabel(f'change from {runs.name(base) if base else "the row above"}, points, seed by seed'); percent_axis(right.xaxis, points=True)
+        right.set_xlabel(f'change from {runs.name(base) if base else "the row above"}, points, seed by seed')
+        percent_axis(right.xaxis, points=True)
     return figure

@@ -62,7 +62,7 @@ def _moment(at:str) -> str:
     return at.replace('peak', 'best of the run').replace('final', 'end of the run')
 
 def log_table(*slugs:str, # sections of a log
-              names:dict|None=None, # slug -> how a reader knows it; a section that is missing has the title it has in the log
+              names:dict|None=None, # slug -> how a reader knows it; others have their title in the log
               split:str='', # only test sets that begin so
               at:str='', # only labels that begin so
              ) -> pd.DataFrame: # text; no rows where the log gives no number
@@ -73,7 +73,8 @@ def log_table(*slugs:str, # sections of a log
     for row in rows.itertuples():
         head, text = _quantity(row.metric, row.value)
         found.setdefault((row.slug, row.split, row.at), {})[head] = text
-    table = [{'experiment': known[slug], 'test set': of, 'when': _moment(when)} | values for (slug, of, when), values in found.items()]
+    table = [{'experiment': known[slug], 'test set': of, 'when': _moment(when)} | values for (slug, of, when),
+             values in found.items()]
     return pd.DataFrame(table).fillna('')
 
 # %% ../../nbs/lab/05d_narrative.ipynb #3b53f00c
@@ -86,7 +87,8 @@ def in_words(row, # of the ledger, with attributes
 def _about(slugs:tuple, records:pd.DataFrame|None, scale:str) -> pd.DataFrame:
     "The rows of the ledger about some experiments."
     claims = orderings()
-    about = claims['left'].isin(slugs) & (claims['right'].isin(slugs) | ~claims['right'].isin(set(catalogue.sections()['slug'])))
+    about = claims['left'].isin(slugs) & (claims['right'].isin(slugs)
+                                          | ~claims['right'].isin(set(catalogue.sections()['slug'])))
     return ledger(records, scale, ids=set(claims.loc[about, 'claim_id']))
 
 def verdicts(*slugs:str, # experiments a claim is about, on its left or right
@@ -94,7 +96,9 @@ def verdicts(*slugs:str, # experiments a claim is about, on its left or right
              scale:str='laptop',
              judged:bool=False, # leave out the claims that could not be judged
             ) -> pd.DataFrame: # claim, verdict, effect, the log's effect, seeds, metric, remark
-    "The claims about some experiments and what became of them. A claim that compares with another section's experiment is left to that section."
+    """The claims about some experiments and what became of them.
+
+    A claim that compares with another section's experiment is left to that section."""
     rows = _about(slugs, records, scale)
     if judged: rows = rows[rows['verdict'] != 'not run']
     return pd.DataFrame([{'claim': row.statement, 'verdict': row.verdict, 'effect (95 % interval)': in_words(row),
@@ -107,7 +111,8 @@ def verdicts(*slugs:str, # experiments a claim is about, on its left or right
 def _effect(row) -> str:
     "The effect of a ledger row in the unit of its metric."
     if pd.isna(row.effect): return '–'
-    if row.relation in ('holds', 'diverges', 'collapses'): return f'{round(row.effect*row.n_left)} of {row.n_left} runs' if row.n_left else ''
+    if row.relation in ('holds', 'diverges', 'collapses'):
+        return f'{round(row.effect*row.n_left)} of {row.n_left} runs' if row.n_left else ''
     if 'accuracy' not in row.metric and not row.metric.endswith('_share'): return in_words(row).replace('-', '−')
     signed, unit = (False, ' %') if row.relation == 'solves_none' else (True, ' points')
     bounds = '' if pd.isna(row.low) else f' ({number(100*row.low, sign=signed)} to {number(100*row.high, sign=signed)})'
@@ -117,7 +122,8 @@ def _in_the_log(row) -> str:
     "The difference that the log reports, in the same unit."
     if pd.isna(row.log_value): return '–'
     if 'accuracy' not in row.metric: return f'{row.log_value:+.3f}'.replace('-', '−')
-    return number(100*row.log_value, sign=row.relation != 'solves_none') + (' %' if row.relation == 'solves_none' else ' points')
+    return number(100*row.log_value, sign=row.relation != 'solves_none') + (' %' if row.relation == 'solves_none'
+            else ' points')
 
 def verdict_table(*slugs:str, # experiments a claim is about
                   records:pd.DataFrame|None=None, # as for `verdicts`
@@ -127,8 +133,10 @@ def verdict_table(*slugs:str, # experiments a claim is about
     "The claims about some experiments and their verdicts, for a reader."
     rows = _about(slugs, records, scale)
     rows = rows[rows['statement'].str.contains(about)]
-    return pd.DataFrame([{'claim of the log': row.statement, 'verdict': f'**{row.verdict}**', 'ours (95 % interval)': _effect(row), 'log': _in_the_log(row),
-                          'seeds': ' and '.join(str(n) for n in (row.n_left, row.n_right) if n)} for row in rows.itertuples()])
+    return pd.DataFrame([{'claim of the log': row.statement, 'verdict': f'**{row.verdict}**',
+                          'ours (95 % interval)': _effect(row), 'log': _in_the_log(row),
+                          'seeds': ' and '.join(str(n) for n in (row.n_left, row.n_right)
+                                                if n)} for row in rows.itertuples()])
 
 # %% ../../nbs/lab/05d_narrative.ipynb #8d3bc77b
 def changed(slug:str, # experiment
@@ -162,7 +170,8 @@ def change_in_words(slug:str, # experiment
 def markdown(*parts, # text in Markdown, or a table
          ) -> Markdown:
     "Text and tables, one below the other."
-    def words(part): return part if isinstance(part, str) else to_markdown(part if part.index.name is None else part.reset_index())
+    def words(part): return part if isinstance(part, str) else to_markdown(part if part.index.name is None
+            else part.reset_index())
     return Markdown('\n\n'.join(words(part).strip() for part in parts if len(part)))
 
 class Narrative(Shares):
@@ -211,7 +220,8 @@ class Narrative(Shares):
         "A figure of runs, saved."
         found = self.there(*slugs)
         if not found: return 'no records yet'
-        figure = kind(self.records, found, title, **{'metric': self.metric, 'scale': self.scale, 'labels': self.names} | options)
+        figure = kind(self.records, found, title, **{'metric': self.metric, 'scale': self.scale, 'labels': self.names}
+                      | options)
         save(figure, f'{self.log}/{file}.svg')
         return figure
 
@@ -232,7 +242,8 @@ def try_out(slug:str, # experiment
     "Train an experiment now, in a temporary folder, and return its record."
     config = catalogue.resolve(slug, scale, **changes)
     with tempfile.TemporaryDirectory() as folder:
-        return fit(catalogue.system_of(slug).build(config), config, folder, log=catalogue.log_of(slug), experiment=slug, scale=scale)
+        return fit(catalogue.system_of(slug).build(config), config, folder, log=catalogue.log_of(slug),
+                   experiment=slug, scale=scale)
 
 def live(slug:str, # experiment
          *metrics:str, # what to show of its record
