@@ -225,11 +225,6 @@ class Narrative(Shares):
         save(figure, f'{self.log}/{file}.svg')
         return figure
 
-    def judged(self, *slugs:str, about:str='') -> pd.DataFrame: # by claim: verdict, effect, the log's effect, seeds, metric
-        "`verdicts` on some experiments, of the claims whose words match `about`."
-        rows = verdicts(*slugs, records=self.records, scale=self.scale)
-        return rows[rows['claim'].str.contains(about)].drop(columns='remark').set_index('claim')
-
 def _sentence(text:str) -> str:
     "Text that ends in a full stop."
     return text if not text or text[-1] in '.?!' else f'{text}.'
