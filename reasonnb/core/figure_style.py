@@ -18,4 +18,4 @@ def style() -> dict: # for `plt.rc_context` or `plt.rcParams.update`
             'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.grid': True,
             'axes.axisbelow': True, 'grid.color': '#e6e6e6', 'grid.linewidth': .7, 'xtick.major.size': 3, 'ytick.major.size': 3,
             'lines.linewidth': 1.7, 'lines.markersize': 5.5, 'axes.titlesize': 10.5, 'figure.titlesize': 11.5,
-            'svg.hashsalt': 'reasonnb', 'svg.fonttype': 'path'}
+            'svg.hashsalt': 'reasonnb', 'svg.fonttype': 'path', 'savefig.bbox': 'tight', 'savefig.pad_inches': .06}
