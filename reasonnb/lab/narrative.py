@@ -62,18 +62,17 @@ def _moment(at:str) -> str:
     return at.replace('peak', 'best of the run').replace('final', 'end of the run')
 
 def log_table(*slugs:str, # sections of a log
-              names:dict|None=None, # slug -> how a reader knows it; others have their title in the log
+              names:dict|None=None, # slug -> how a reader knows it; others have their title
               split:str='', # only test sets that begin so
               at:str='', # only labels that begin so
              ) -> pd.DataFrame: # text; no rows where the log gives no number
     "What the log reports, for a reader."
-    rows, found, sections = log_values(), {}, catalogue.sections()
-    known = dict(zip(sections['slug'], sections['section'])) | (names or {})
+    rows, found, names = log_values(), {}, names or {}
     rows = rows[rows['slug'].isin(slugs) & rows['split'].str.startswith(split) & rows['at'].str.startswith(at)]
     for row in rows.itertuples():
         head, text = _quantity(row.metric, row.value)
         found.setdefault((row.slug, row.split, row.at), {})[head] = text
-    table = [{'experiment': known[slug], 'test set': of, 'when': _moment(when)} | values for (slug, of, when),
+    table = [{'experiment': names.get(slug) or catalogue.title(slug), 'test set': of, 'when': _moment(when)} | values for (slug, of, when),
              values in found.items()]
     return pd.DataFrame(table).fillna('')
 

@@ -40,9 +40,9 @@ def list_(log:Log=None,
         reference, own = _counts('reference'), _counts('own')
         found = []
         for slug, (system, experiment) in catalogue.experiments().items():
-            its_log, section = catalogue.log_of(slug), sections['section'].get(slug, 'our own')
+            its_log, title = catalogue.log_of(slug), catalogue.title(slug)
             row = {'slug': slug, 'log': its_log, 'base': experiment.base,
-                   'system': system.name, 'runs': reference[slug], 'own': own[slug], 'section': section}
+                   'system': system.name, 'runs': reference[slug], 'own': own[slug], 'title': title}
             if log in (None, its_log): found.append(row)
     if json: return print_json(found)
     typer.echo(columns([row.values() for row in found], ['slug', *list(found[0])[1:]]) if found else 'none')
