@@ -197,7 +197,7 @@ def test_reports_of_every_system_by_its_own_metric(tmp_path, monkeypatch):
         run = replace(run, folder=tmp_path/f'{slug}-{scale}')
         runs.append(write(run, 1., metrics=metrics[slug]))
     found = {part.table_path.stem: part for part in report.report('all', runs, out=tmp_path)}
-    assert list(found) == ['all-sudoku-smoke', 'all-lattice-smoke', 'all-equilibrium-smoke', 'all-equilibrium-laptop']
+    assert list(found) == ['all-looped-smoke', 'all-lattice-smoke', 'all-equilibrium-smoke', 'all-equilibrium-laptop']
     said = {name: (part.table['metric'].iloc[0], part.table['own_mean'].iloc[0]) for name, part in found.items()}
     assert list(said.values()) == [('puzzle_accuracy', .25), ('puzzle_accuracy', 1.), ('test_accuracy', .875), ('test_accuracy', .875)]
     assert found['all-equilibrium-laptop'].table['changes'].tolist() == ['lr=0.5']
