@@ -71,7 +71,7 @@ def test_a_seed_means_the_same_puzzles_on_every_machine():
 
 def test_the_walk_stops_where_the_simple_loop_stops():
     "The blocks of the compiled walk never change which clue goes: compare with a loop that asks the solver for each clue."
-    from reasonnb.sudoku.solver import _minimise, _tables, _work
+    from reasonnb.sudoku.search import _minimise, _tables, _work
     rng = np.random.default_rng(0)
     for box, n in ((BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (BoardShape(3, 3), 15)):
         t = _tables(box)

@@ -9,7 +9,7 @@ from ortools.sat.python import cp_model
 
 from reasonnb.core.compiled import compiled
 from reasonnb.core.config import UserError
-from reasonnb.sudoku import solver
+from reasonnb.sudoku import search
 from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate, random_grids
 from reasonnb.sudoku.solver import count_solutions, prove, rate, solve
@@ -155,11 +155,15 @@ def test_compiles_where_no_cache_can_be_written(monkeypatch):
 
 
 def test_disk_cache_is_read_back():
-    "Another process loads the code compiled by this one, and it works: numba stores some kinds of functions that crash when loaded."
+    """Another process loads the code compiled by this one, and it works.
+
+    Numba stores some kinds of functions that crash when loaded."""
     puzzles, _ = generate(50, BoardShape(3, 3))
-    if not list(Path(solver._generate._cache.cache_path).glob('solver._generate*.nbi')): pytest.skip('no writable folder for the cache')
-    code = ('from reasonnb.sudoku import generator, solver; from reasonnb.sudoku.board import BoardShape;'
-            'p, _ = generator.generate(50, BoardShape(3, 3), workers=1); print(sum(solver._generate.stats.cache_hits.values()), p.tobytes().hex())')
+    stored = Path(search._generate._cache.cache_path).glob('search._generate*.nbi')
+    if not list(stored): pytest.skip('no writable folder for the cache')
+    code = ('from reasonnb.sudoku import generator, search; from reasonnb.sudoku.board import BoardShape;'
+            'p, _ = generator.generate(50, BoardShape(3, 3), workers=1);'
+            'print(sum(search._generate.stats.cache_hits.values()), p.tobytes().hex())')
     hits, other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert hits == '1' and bytes.fromhex(other) == puzzles.tobytes()
 
