@@ -56,7 +56,7 @@ def _push(queue, tail, cell, d):
 
 @compiled
 def _unplace(state, t, cell, d, queue, tail):
-    "The cell is no place for d any more: update its units, queue hidden singles. Returns the new tail, -1: contradiction."
+    "The cell is no place for d any more: update its units, queue hidden singles. Returns the tail, -1: contradiction."
     first, bit, member, peers, blank = t
     for j in range(3):
         i = first[cell, j] + d

@@ -22,20 +22,24 @@ _NO_BLANKS = set(',;|\t"\'')
 
 class Reading(NamedTuple):
     "What the cells of a board mean."
-    grid:np.ndarray|None # `(cells,)` uint8, 0 = blank; None: they mean no board
-    fault:str='' # what is wrong
-    note:str='' # what must be known of it: '0-F' digits, 'candidates'
-    near:bool=True # is it a board with a fault, rather than something else?
+    grid:np.ndarray|None # `(cells,)` uint8, 0 = blank; None: the cells make no board
+    fault:str='' # what is wrong with the cells
+    note:str='' # what a reader of the board must know: 'digits 0-F', 'candidates'
+    near:bool=True # True: a board with a fault; False: something else
 
 @lru_cache(maxsize=None)
 def _digits(side:int) -> dict[str, int]:
     "Signs and numbers of the digits, counted from 1."
     out = {}
-    for d, s in enumerate(_SYMBOLS[1:side + 1], 1): out |= {s: d, s.lower(): d}
+    for digit, sign in enumerate(_SYMBOLS[1:side + 1], 1):
+        out |= {sign: digit, sign.lower(): digit}
     return out | {str(d): d for d in range(10, side + 1)}
 
 def _is_candidates(cell:str, side:int) -> bool:
-    return len(cell) > 1 and side < 10 and cell.isdecimal() and '0' < cell[0] and cell[-1] <= str(side) and all(a < b for a, b in zip(cell, cell[1:]))
+    "Is a cell a list of candidates: several digits of the board in rising order?"
+    if len(cell) < 2 or side > 9 or not cell.isdecimal(): return False
+    in_range = '0' < cell[0] and cell[-1] <= str(side)
+    return in_range and all(a < b for a, b in zip(cell, cell[1:]))
 
 # %% ../../nbs/sudoku/08_signs.ipynb #f9ca6579
 def _zero(kinds:Counter, side:int, blanks:list[str]) -> str: # 'digit', 'blank' or 'unclear'
@@ -46,20 +50,25 @@ def _zero(kinds:Counter, side:int, blanks:list[str]) -> str: # 'digit', 'blank' 
     if kinds['0'] > side: return 'blank'
     return 'digit' if len(kinds) == side and set(kinds.values()) == {side} else 'unclear'
 
-def _blanks(kinds:Counter, table:dict) -> tuple[list[str], list[str]]: # blanks; signs that fit nowhere
-    "The sign or signs of the blanks, by what is there."
+def _is_blank_sign(sign:str) -> bool:
+    "May a cell that is no digit be a blank: one sign, none that separates?"
+    return len(sign) < 2 and not sign.isdecimal() and sign not in _NO_BLANKS
+
+def _blanks(kinds:Counter, table:dict) -> tuple[list[str], list[str]]: # signs of blanks; signs that fit nowhere
+    "The sign or signs of the blanks, by how often the other signs occur."
     others = [k for k, _ in kinds.most_common() if k not in table]
-    signs = [k for k in others if len(k) < 2 and not k.isdecimal() and k not in _NO_BLANKS] + [k for k in others if k == '0']
+    signs = [k for k in others if _is_blank_sign(k)] + [k for k in others if k == '0']
     if not signs: return [], others
     first = max(signs, key=kinds.get)
-    # nothing at all beside a sign is a slip
-    usual = [k for k in signs if (k.strip() and k in _KNOWN if first.strip() else not k.strip())]
+    # an empty cell beside a sign is a typing error
+    if first.strip(): usual = [k for k in signs if k.strip() and k in _KNOWN]
+    else: usual = [k for k in signs if not k.strip()]
     blanks = usual if first in usual else [first]
     return blanks, [k for k in others if k not in blanks]
 
 # %% ../../nbs/sudoku/08_signs.ipynb #efa55bcc
 def digits_of(cells:Sequence[str], # a sign or number each; '' and ' ' are blanks
-              side:int, # digits of the board; `side**2` cells
+              side:int, # digits of the board; there are `side**2` cells
              ) -> Reading:
     "The digits of a board, or what is wrong with its cells."
     if len(cells) != side * side: return Reading(None, f'{len(cells)} cells; a {side}x{side} board has {side * side}')
@@ -67,98 +76,120 @@ def digits_of(cells:Sequence[str], # a sign or number each; '' and ' ' are blank
     table = {k: d for k, d in _digits(side).items() if k in kinds}
     noted = [k for k in kinds if k not in table and _is_candidates(k, side)]
     blanks, odd = _blanks(kinds, table | dict.fromkeys(noted, 0))
-    # a slip, no candidates
+    # fewer than the blanks: a typing error, no candidates
     if sum(kinds[k] for k in noted) < sum(kinds[k] for k in blanks): odd, noted = odd + noted, []
     zero = _zero(kinds, side, blanks) if side > 9 else 'blank'
-    if zero == 'unclear':
-        return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, or {_SYMBOLS[side]} for the last digit')
+    if zero == 'unclear': return _unclear_zero(side)
     if zero == 'digit':
-        table, blanks, note = {k: d + 1 for k, d in table.items()} | {'0': 1}, [b for b in blanks if b != '0'], f'digits 0-{_SYMBOLS[side - 1]}'
-    if odd: return _odd(cells, side, blanks, odd, kinds)
+        table = {k: d + 1 for k, d in table.items()} | {'0': 1}
+        blanks, note = [b for b in blanks if b != '0'], f'digits 0-{_SYMBOLS[side - 1]}'
+    if odd: return _odd(cells, side, blanks, odd=odd, kinds=kinds)
     if not table and not set(blanks) & set('.0'):
         return Reading(None, 'no digit and no blank that is usual', near=False)
     table |= dict.fromkeys(blanks + noted, 0)
     return Reading(np.array([table[c] for c in cells], np.uint8), note='candidates' if noted else note)
 
-def _odd(cells, side:int, blanks:list[str], odd:list[str], kinds:Counter) -> Reading:
-    "The fault of a board with signs that are none of its own."
+def _unclear_zero(side:int) -> Reading:
+    "The fault of a board on which 0 may be a blank or a digit."
+    return Reading(None, f'0 may be a blank or a digit here; write . for the blanks of 0-{_SYMBOLS[side - 1]}, '
+                         f'or {_SYMBOLS[side]} for the last digit')
+
+def _odd(cells, side:int, blanks:list[str], *, odd:list[str], kinds:Counter) -> Reading:
+    "The fault of a board with signs that are neither digit nor blank."
     at = next(i for i, c in enumerate(cells) if c in odd)
     signs = f'1-{_SYMBOLS[side]}' if side < 10 else f'1-9, A-{_SYMBOLS[side]}'
     blank = ' '.join(b or "''" for b in blanks) or 'any one other sign'
     few = sum(kinds[k] for k in odd) <= max(2, side * side // 10)
-    return Reading(None, f'row {at // side + 1}, column {at % side + 1} is {cells[at]!r}; a {side}x{side} board takes {signs}, and {blank} for a blank', near=few)
+    fault = f'row {at // side + 1}, column {at % side + 1} is {cells[at]!r}'
+    return Reading(None, f'{fault}; a {side}x{side} board takes {signs}, and {blank} for a blank', near=few)
 
 # %% ../../nbs/sudoku/08_signs.ipynb #03f4b5be
-_WORN = dict.fromkeys(map(ord, '\u200b\u200c\u200d\u2060\ufeff\x1a'))
+_WORN = dict.fromkeys(map(ord, '\u200b\u200c\u200d\u2060\ufeff\x1a')) # signs without width, and the old end of a file
 _BARS = re.compile('[|│┃║¦]')
+_FRAMED = re.compile('[|│┃║¦!:]')
 _WRAP = re.compile(r'[\[\](){}"\'`<>]+')
 _SPACED = re.compile(r'[ \d]+')
 
 def tidy(text:str # a line
         ) -> str:
     "The line with full-width digits made plain, without signs of no width."
-    if text.isascii() and '\x1a' not in text: return text.rstrip('\n')
     return unicodedata.normalize('NFKC', text.translate(_WORN)).rstrip('\n')
 
-def _fields(text:str, mark:str) -> list[str]|None:
-    "The cells of a line of fields, '' for a blank; None where a field is no cell."
-    fields = [f.strip() for f in text.split(mark)]
-    return fields if all(len(f) < 2 or f.isdecimal() for f in fields) else None
+def _is_cell(text:str) -> bool:
+    "May a text be one cell: a sign, a number, or nothing?"
+    return len(text) < 2 or text.isdecimal()
 
-def _segments(parts:list[str]) -> dict[str, list[str]]:
+def _fields(text:str, mark:str) -> list[str]|None: # None: a field is no cell
+    "The cells of a line of fields, '' for a blank."
+    fields = [f.strip() for f in text.split(mark)]
+    return fields if all(map(_is_cell, fields)) else None
+
+def _segments(parts:list[str]) -> dict[str, list[str]]: # spelling -> cells
     "Cells of the parts between bars, by position: side by side, or every second place."
     width = len(parts[0])
     if width < 2 or any(len(p) != width for p in parts): return {}
     out = dict(parts=list(''.join(parts)))
     for name, first in (('second', 1), ('first', 0)):
-        if all(not p[1 - first::2].strip() for p in parts): out[name] = list(''.join(p[first::2] for p in parts))
+        between = [p[1 - first::2].strip() for p in parts]
+        if not any(between): out[name] = list(''.join(p[first::2] for p in parts))
     return out
 
 # %% ../../nbs/sudoku/08_signs.ipynb #1f166b80
 def cells_of(text:str # a tidy line, not stripped
-            ) -> dict[str, list[str]]: # way -> cells
-    "The cells of a line in each way in which it can be meant; none where it is no row."
-    out, bare = {}, re.sub(r'[\])}"\']\s*,\s*$', '', text) # the comma between the rows of a nested list
+            ) -> dict[str, list[str]]: # spelling -> cells
+    "The cells of a line in each spelling that fits; none where it is no row."
+    bare = re.sub(r'[\])}"\']\s*,\s*$', '', text) # the comma between the rows of a nested list
     bare = _WRAP.sub('', bare) if ',' in bare or ';' in bare else _WRAP.sub(' ', bare)
     mark = next((m for m in ',;\t' if m in bare), '')
-    if mark and (fields := _fields(bare, mark)):
-        out['fields'] = fields
-        if not fields[-1]: out['closed'] = fields[:-1]
-    parts = _BARS.split(bare.strip()) if not mark else []
+    out = _cells_of_fields(bare, mark) if mark else _cells_of_parts(bare) | _cells_of_words(text, bare)
+    return {spelling: cells for spelling, cells in out.items() if _plausible(cells)}
+
+def _cells_of_fields(bare:str, mark:str) -> dict[str, list[str]]: # spelling -> cells
+    "The cells of a line with separators; one separator may stand at the end."
+    fields = _fields(bare, mark)
+    if not fields: return {}
+    return dict(fields=fields) if fields[-1] else dict(fields=fields, closed=fields[:-1])
+
+def _cells_of_parts(bare:str) -> dict[str, list[str]]: # spelling -> cells
+    "The cells of a line with bars: a cell between two bars, or several by position."
+    parts = _BARS.split(bare.strip())
     if len(parts) > 2 and not parts[0].strip() and not parts[-1].strip(): parts = parts[1:-1]
-    if len(parts) > 1:
-        if all(len(p.strip()) < 2 or p.strip().isdecimal() for p in parts): out['bars'] = [p.strip() for p in parts]
-        out |= _segments(parts)
-    if mark: return {way: cells for way, cells in out.items() if _plausible(cells)}
-    if _SPACED.fullmatch(text): out['places'] = list(text)
-    for way, bars in (('', _BARS), (' framed', re.compile('[|│┃║¦!:]'))):
+    if len(parts) < 2: return {}
+    words = [p.strip() for p in parts]
+    return (dict(bars=words) if all(map(_is_cell, words)) else {}) | _segments(parts)
+
+def _cells_of_words(text:str, bare:str) -> dict[str, list[str]]: # spelling -> cells
+    "The cells of a line by words or by signs, with bars taken for spaces."
+    out = dict(places=list(text)) if _SPACED.fullmatch(text) else {}
+    for suffix, bars in (('', _BARS), (' framed', _FRAMED)):
         words = bars.sub(' ', bare).split()
-        if words and all(len(w) < 2 or w.isdecimal() for w in words): out['words' + way] = words
+        if words and all(map(_is_cell, words)): out['words' + suffix] = words
         sizes = {len(w) for w in words}
-        if words and (len(sizes) == 1 or not _SPACED.fullmatch(bare)): out['signs' + way] = list(''.join(words))
-    return {way: cells for way, cells in out.items() if _plausible(cells)}
+        if words and (len(sizes) == 1 or not _SPACED.fullmatch(bare)): out['signs' + suffix] = list(''.join(words))
+    return out
+
+_LARGE = set('ABCDEFGHIJKLMNOPabcdefghijklmnop')
 
 def _plausible(cells:list[str]) -> bool:
     "Can this be a row: digits, letters of large boards, and one or two other signs?"
     kinds = Counter(cells)
-    plain = sum(n for k, n in kinds.items() if not k.strip() or k.isdecimal() or k in _KNOWN)
-    other = [k for k in kinds if k.strip() and not k.isdecimal() and k not in _KNOWN]
     if len(kinds) == 1 and len(cells) > 1: return True # a row of blanks
+    other = [k for k in kinds if k.strip() and not k.isdecimal() and k not in _KNOWN]
+    plain = len(cells) - sum(kinds[k] for k in other)
     few = len(other) <= 1 + (plain > len(cells) / 2)
     if few and any(k.isdecimal() for k in kinds): return True
     letters = ''.join(k for k in other if k in _LARGE) # digits of a large board, and one sign more for the blank
     blank = [kinds[k] for k in other if k not in letters]
+    if len(cells) < 10 or len(blank) > 1 or letters not in (letters.upper(), letters.lower()): return False
     many = sum(kinds[k] for k in letters) + plain + sum(blank)
-    return len(cells) > 9 and len(blank) < 2 and letters in (letters.upper(), letters.lower()) and many > .8 * len(cells) and plain + sum(blank) >= len(cells) / 4
-
-_LARGE = set('ABCDEFGHIJKLMNOPabcdefghijklmnop')
+    return many > .8 * len(cells) and plain + sum(blank) >= len(cells) / 4
 
 # %% ../../nbs/sudoku/08_signs.ipynb #d2399959
 _FRAME = re.compile(r'[-=─━═_~+*|│┃║¦┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋╔╗╚╝╠╣╦╩╬╟╢╤╧╪╫╞╡╭╮╰╯╌╍╴╶.:\'`!#,\\/ \t]+')
 _RULE = re.compile(r'([-=─━═_~*#+])\1|[-=─━═] [-=─━═]|[-=─━═]\+|\+[-=─━═]')
 
 def frame_of(text:str # a tidy line
-            ) -> str: # '' for no frame, 'frame', or the sign that it is made of, where it may also be a row of blanks
+            ) -> str: # '': no frame; 'frame'; or the sign that it is made of, where it may also be a row of blanks
     "Is it a line of a drawing without cells?"
     bare = text.strip()
     if not bare or not _FRAME.fullmatch(bare): return ''
@@ -169,36 +200,41 @@ def frame_of(text:str # a tidy line
 # %% ../../nbs/sudoku/08_signs.ipynb #47adb139
 _CUT = re.compile(r'[\s,;|"\'`<>()\[\]{}]+')
 _CUTS = (_CUT, re.compile(r'[\s,;|"\'`<>()\[\]{}:=&/]+'))
-_NUMBER = re.compile(r'\d+(?:[):]|\.(?!.*\.))(?=.)') # before a board; a point only where the blanks are no points
+_NUMBER = re.compile(r'\d+(?:[):]|\.(?!.*\.))(?=.)') # number of a board; a point only where the blanks are no points
 
 class Words(NamedTuple):
     "A line cut into words."
-    boards:list[tuple[int, Reading]] # place among the words, board
-    words:list[str]
+    boards:list[tuple[int, Reading]] # index of the word, and the board that it is
+    words:list[str] # all words of the line
+
+def _side_of(word:str, sides:Sequence[int]) -> int|None:
+    "The side of the board that has so many cells as a word has signs."
+    return next((s for s in sides if s * s == len(word)), None)
 
 def _whole(word:str, sides:Sequence[int]) -> Reading|None:
-    "The board that a word is."
-    side = next((s for s in sides if s * s == len(word)), None)
+    "The board that a word is, without a number before it."
+    side = _side_of(word, sides)
     if not side and (number := _NUMBER.match(word)):
         word = word[number.end():]
-        side = next((s for s in sides if s * s == len(word)), None)
+        side = _side_of(word, sides)
     found = digits_of(word, side) if side else None
     return found if found and found.grid is not None else None
 
 def _rows_among(words:list[str], found:list, sides:Sequence[int]) -> bool:
-    "Are small boards rather rows of a large one, as the words around them nearly are?"
+    "Are the small boards really rows of a large one, because the words around them are nearly that long too?"
     length = min((len(board.grid) for _, board in found), default=0)
     return length in sides and sum(abs(len(word) - length) < 2 for word in words) > len(found)
 
 def boards_in(text:str, # a tidy line
-              sides:Sequence[int], # of the boards that are looked for, the largest first
+              sides:Sequence[int], # sides of the boards to find, the largest first
              ) -> Words:
-    "The whole boards of a line, and the words around them."
+    "The whole boards of a line, and all its words."
     bare, best = text.strip(), None
     if len(bare) < min(sides) ** 2: return Words([], bare.split())
-    raw = text if _SPACED.fullmatch(text) and ' ' in text and len({len(w) for w in text.split()}) > 1 else ''
+    uneven = _SPACED.fullmatch(text) and ' ' in text and len({len(w) for w in text.split()}) > 1
+    raw = text if uneven else '' # spaces may be blanks
     for words in ([raw], [bare], bare.split(), *(cut.split(bare) for cut in _CUTS)):
         found = [(i, board) for i, word in enumerate(words) if (board := _whole(word, sides))]
-        found = [] if _rows_among(words, found, sides) else found
+        if _rows_among(words, found, sides): found = []
         if not best or len(found) > len(best.boards): best = Words(found, words)
     return best
