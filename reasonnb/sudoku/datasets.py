@@ -87,7 +87,8 @@ def _classes_of(solutions:np.ndarray, box:BoardShape) -> np.ndarray: # `(n,)` ui
     def work(a, b): classes[known[a:b]] = grid_class(solutions[known[a:b]], box)
     _parallel(work, len(known), None)
     return classes
-#| export
+
+# %% ../../nbs/sudoku/17_datasets.ipynb #08103399
 def open_set(folder, # a folder of the cache
              name:str='', # name of the set
             ) -> PuzzleSet: # memory-mapped
@@ -225,7 +226,7 @@ def load(name:str='generated', # name of a set, see the table above, 'generated:
          keep_bad:bool=False, # keep impossible, wrong and ambiguous rows of a list, told apart by `faults`
          data=None, # a folder to use instead of REASONNB_DATA and data/
         ) -> PuzzleSet: # memory-mapped
-    "A set of puzzles, converted and cached on first use; faulty rows are left out and listed in `.report`, with a warning."
+    "A set of puzzles, converted and cached on first use; faulty rows are left out, warned of and listed in `.report`."
     kind, _, part = name.partition(':')
     if kind == 'generated':
         if part and not part.isdigit():

@@ -28,7 +28,6 @@ def cell_kinds(
     box:BoardShape|None=None,        # box shape; None: from the number of cells
 ) -> tuple[np.ndarray, np.ndarray]: # digit shown in each cell and kind of each cell, both `(cells,)`
     "Merge clues and predictions, and judge every cell: BLANK, GIVEN, FILLED or WRONG."
-    "Merge givens and predictions, and judge every cell: BLANK, GIVEN, FILLED or WRONG."
     box = box or box_for(len(puzzle))
     given = puzzle > 0
     shown = puzzle if prediction is None else np.where(given, puzzle, prediction)

@@ -30,8 +30,8 @@ def _make(n:int, # number of puzzles
     def kernel(a, b):
         fewest = _generate(t, start, a, clues=clues, attempts=attempts, puzzles=puzzles[a:b], solutions=solutions[a:b])
         if fewest:
-            raise UserError(f'clues={clues}: {attempts} random grids of {box} boxes came down to {fewest} clues at best; '
-                            'ask for more')
+            raise UserError(f'clues={clues}: {attempts} random grids of {box} boxes '
+                            f'came down to {fewest} clues at best; ask for more')
     _parallel(kernel, n, workers)
     return puzzles, solutions
 

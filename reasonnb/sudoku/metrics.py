@@ -50,7 +50,7 @@ def evaluate(model:Looped, # its training mode is restored afterwards
              iterations:tuple[int, ...]=(16,), # iterations to count at; the loop runs to the largest
              batch_size:int=250, # puzzles at once
             ) -> Evaluation:
-    "Run the loop once and count on the way. The solutions are used only for counting, after the network has answered."
+    "Run the loop once and count as it runs. The solutions are used only for counting, after the network has answered."
     device, training = next(model.parameters()).device, model.training
     model.eval()
     batches = zip(puzzles.split(batch_size), solutions.split(batch_size))

@@ -255,7 +255,8 @@ class Reader(_Lines):
             return False # too short for a row, even for a faulty one
         known = self._drawing.waiting or small or bool(lengths & set(self.sides)) or not nearly(text, self.sides)
         if not lengths or not known or not frame and min(lengths) > LONGEST_WAY: return False
-        self._keep(self._drawing.add(Row(number, text, ways, frame, words.boards[0][1] if small else None)))
+        board = words.boards[0][1] if small else None
+        self._keep(self._drawing.add(Row(number, text, ways, frame=frame, small=board)))
         return True
 
     def _rest(self, number:int, text:str, frame:str, wrong:str):

@@ -77,7 +77,7 @@ def _remove(state, t, cell, d, queue, tail):
     if not left & (left - _ONE):
         if left == 0: return -1
         tail = _push(queue, tail, cell, _lowest(left))
-    return _unplace(state, t, cell, d, queue, tail)
+    return _unplace(state, t, cell, d, queue=queue, tail=tail)
 
 # %% ../../nbs/sudoku/03_search.ipynb #cb937f4a
 @compiled
@@ -98,20 +98,20 @@ def _propagate(state, t, queue, tail):
         for j in range(3):
             state[first[cell, j] + d] = bit[cell, j]
         while others:
-            tail = _unplace(state, t, cell, _lowest(others), queue, tail)
+            tail = _unplace(state, t, cell, _lowest(others), queue=queue, tail=tail)
             if tail < 0: return False
             others &= others - _ONE
         for i in range(peers.shape[1]):
             peer = peers[cell, i]
             if state[peer] & digit:
-                tail = _remove(state, t, peer, d, queue, tail)
+                tail = _remove(state, t, peer, d, queue=queue, tail=tail)
                 if tail < 0: return False
     return True
 
 @compiled
 def _forbid(state, t, cell, d, queue):
     "Rule digit d out in an open cell, with all that follows. False for a contradiction."
-    tail = _remove(state, t, cell, d, queue, 0)
+    tail = _remove(state, t, cell, d, queue=queue, tail=0)
     return tail >= 0 and _propagate(state, t, queue, tail)
 
 @compiled

@@ -127,4 +127,5 @@ def read_blocks(path, # a text file, possibly compressed by gzip
 def _progress(path:Path) -> tqdm:
     "A progress bar in bytes of the file, shown from 32 MB on."
     total = path.stat().st_size
-    return tqdm(desc=f'reading {path.name}', unit='B', unit_scale=True, mininterval=2, total=total, disable=total < 1 << 25)
+    return tqdm(desc=f'reading {path.name}', unit='B', unit_scale=True, mininterval=2, total=total,
+                disable=total < 1 << 25)
