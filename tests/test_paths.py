@@ -78,8 +78,8 @@ READ_ONLY = '''
 import numpy as np
 from reasonnb.core.compiled import compiled
 from reasonnb.lab.cli import app
-from reasonnb.sudoku import solver, symmetry
-print(type(symmetry._mix._cache).__name__, hex(symmetry._mix(np.uint64(1))), type(solver._push._cache).__name__)
+from reasonnb.sudoku import search, symmetry
+print(type(symmetry._mix._cache).__name__, hex(symmetry._mix(np.uint64(1))), type(search._push._cache).__name__)
 app(['solve', '{line}'])
 '''
 

@@ -1,4 +1,4 @@
-"""The solver against an independent oracle (OR-tools CP-SAT), the public lists, broken input and bad weather."""
+"""The solver against an independent oracle (OR-tools CP-SAT), the public lists, broken input, signals and caches."""
 import csv, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -9,13 +9,14 @@ from ortools.sat.python import cp_model
 
 from reasonnb.core.compiled import compiled
 from reasonnb.core.config import UserError
-from reasonnb.sudoku import solver
+from reasonnb.sudoku import search
 from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate, random_grids
 from reasonnb.sudoku.solver import count_solutions, prove, rate, solve
 
 ROOT = Path(__file__).resolve().parents[1]
-LISTS = next((p for p in (Path(os.environ.get('REASONNB_DATA', ROOT / 'data')) / 'sudoku', ROOT / '../shared/data/sudoku') if (p / 'clue17.csv').exists()), None)
+FOLDERS = (Path(os.environ.get('REASONNB_DATA', ROOT / 'data')) / 'sudoku', ROOT / '../shared/data/sudoku')
+LISTS = next((folder for folder in FOLDERS if (folder / 'clue17.csv').exists()), None)
 needs_lists = pytest.mark.skipif(LISTS is None, reason='the public lists are not on this machine')
 SHAPES = [BoardShape(2, 2), BoardShape(2, 3), BoardShape(3, 2), BoardShape(3, 3)]
 
@@ -54,7 +55,8 @@ def cases(box, n, seed):
     rng = np.random.default_rng(seed)
     grids = random_grids(n, box, seed)
     puzzles = grids * (rng.random(grids.shape) < np.linspace(.1, .7, n)[:, None])
-    for p in puzzles[::3]: p[rng.integers(box.cells)] = rng.integers(1, box.N + 1)
+    for p in puzzles[::3]:
+        p[rng.integers(box.cells)] = rng.integers(1, box.N + 1)
     return puzzles.astype(np.uint8)
 
 
@@ -68,7 +70,7 @@ def test_agrees_with_the_oracle(box):
         if len(found) == 1: assert solution.tolist() == found[0]
         if not found: assert not solution.any()
     assert set(counts) == {0, 1, 2}                      # the cases cover all three answers
-    several = solutions[counts == 2]                     # one of several: keeps the clues and is a solution by the oracle
+    several = solutions[counts == 2]                     # one of several: keeps the clues, the oracle confirms it
     assert ((puzzles[counts == 2] == 0) | (puzzles[counts == 2] == several)).all()
     assert all(oracle(s, box.rows, box.cols) == [s.tolist()] for s in several[:5])
 
@@ -83,13 +85,14 @@ def test_counts_beyond_two():
     digits[0, :6] = range(1, 7)
     digits[0, 6:9] = 4, 5, 6
     digits[0, 9:12] = 1, 2, 3
-    total = count_solutions(digits, BoardShape(2, 3), limit=10 ** 7)[0]
-    rest = sum(count_solutions(np.where(np.arange(36) == 12, d, digits), BoardShape(2, 3), limit=10 ** 7)[0] for d in range(1, 7))
-    assert total == rest > 1000                           # the branches of a cell add up
+    filled = [np.where(np.arange(36) == 12, d, digits) for d in range(1, 7)]
+    total, *branches = (count_solutions(p, BoardShape(2, 3), limit=10 ** 7)[0] for p in (digits, *filled))
+    assert total == sum(branches) > 1000                  # the branches of a cell add up
 
 
 def test_odd_shapes_and_sizes():
-    for box in (BoardShape(1, 1), BoardShape(1, 4), BoardShape(2, 1), BoardShape(2, 5), BoardShape(3, 4), BoardShape(4, 4)):
+    shapes = (1, 1), (1, 4), (2, 1), (2, 5), (3, 4), (4, 4)
+    for box in (BoardShape(*shape) for shape in shapes):
         grid = random_grids(1, box)
         assert (solve(grid, box) == grid).all() and rate(grid, box) == 0
     assert prove(np.zeros((0, 81), np.uint8), BoardShape(3, 3))[0].shape == (0, 81)
@@ -99,7 +102,8 @@ def test_same_answer_from_any_number_of_threads_and_any_memory_layout():
     puzzles = np.concatenate([cases(BoardShape(3, 3), 45, seed=s) for s in range(60)])
     one, many = prove(puzzles, BoardShape(3, 3), workers=1), prove(puzzles, BoardShape(3, 3), workers=3)
     odd = prove(np.asfortranarray(puzzles.astype(np.int64)), BoardShape(3, 3))
-    for a, b, c in zip(one, many, odd): assert (a == b).all() and (a == c).all()
+    for a, b, c in zip(one, many, odd):
+        assert (a == b).all() and (a == c).all()
 
 
 def test_the_input_is_not_touched():
@@ -126,12 +130,14 @@ def test_bad_input_is_one_clear_line(puzzles, box, words):
 def read(name, n):
     "The first n rows of a list: puzzles, answers, ratings."
     with open(LISTS / f'{name}.csv') as file: rows = [row for row, _ in zip(csv.DictReader(file), range(n))]
-    digits = lambda key: np.array([[int(c) if c.isdigit() else 0 for c in row[key]] for row in rows], np.uint8)
-    return digits('question'), digits('answer') if 'answer' in rows[0] else None, np.array([int(row.get('rating') or 0) for row in rows])
+    def digits(key): return np.array([[int(c) if c.isdigit() else 0 for c in row[key]] for row in rows], np.uint8)
+    ratings = np.array([int(row.get('rating') or 0) for row in rows])
+    return digits('question'), digits('answer') if 'answer' in rows[0] else None, ratings
 
 
 @needs_lists
-@pytest.mark.parametrize('name', ['easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'clue17', 'top95', 'top1465', 'se11', 'se_diabolical', 'hardest375'])
+@pytest.mark.parametrize('name', ['easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'clue17', 'top95', 'top1465',
+                                  'se11', 'se_diabolical', 'hardest375'])
 def test_public_lists(name):
     puzzles, answers, ratings = read(name, 3000)
     solutions, counts, mine = prove(puzzles, BoardShape(3, 3))
@@ -155,19 +161,25 @@ def test_compiles_where_no_cache_can_be_written(monkeypatch):
 
 
 def test_disk_cache_is_read_back():
-    "Another process loads the code compiled by this one, and it works: numba stores some kinds of functions that crash when loaded."
+    """Another process loads the code compiled by this one, and it works.
+
+    Numba stores some kinds of functions that crash when loaded."""
     puzzles, _ = generate(50, BoardShape(3, 3))
-    if not list(Path(solver._generate._cache.cache_path).glob('solver._generate*.nbi')): pytest.skip('no writable folder for the cache')
-    code = ('from reasonnb.sudoku import generator, solver; from reasonnb.sudoku.board import BoardShape;'
-            'p, _ = generator.generate(50, BoardShape(3, 3), workers=1); print(sum(solver._generate.stats.cache_hits.values()), p.tobytes().hex())')
-    hits, other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    stored = Path(search._generate._cache.cache_path).glob('search._generate*.nbi')
+    if not list(stored): pytest.skip('no writable folder for the cache')
+    code = ('from reasonnb.sudoku import generator, search; from reasonnb.sudoku.board import BoardShape;'
+            'p, _ = generator.generate(50, BoardShape(3, 3), workers=1);'
+            'print(sum(search._generate.stats.cache_hits.values()), p.tobytes().hex())')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    hits, other = done.stdout.split()
     assert hits == '1' and bytes.fromhex(other) == puzzles.tobytes()
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
 def test_ctrl_c_ends_a_long_job():
     code = ('import sys; from reasonnb.sudoku.board import BoardShape; from reasonnb.sudoku.generator import generate;'
-            'generate(1, BoardShape(3, 3)); print("ready", flush=True); generate(3_000_000, BoardShape(3, 3), workers=2)')
+            'generate(1, BoardShape(3, 3)); print("ready", flush=True);'
+            'generate(3_000_000, BoardShape(3, 3), workers=2)')
     process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == 'ready\n'

@@ -28,13 +28,14 @@ def _index_arrays(rows:int, cols:int) -> dict[str, np.ndarray]:
     meets = (row[:, None] == row) | (col[:, None] == col) | (box[:, None] == box)
     np.fill_diagonal(meets, False)
     arrays = dict(row=row, col=col, box=box, units=units, peers=np.nonzero(meets)[1].reshape(N * N, -1))
-    for a in arrays.values(): a.flags.writeable = False
+    for array in arrays.values():
+        array.flags.writeable = False
     return arrays
 
 # %% ../../nbs/sudoku/00_board.ipynb #f724dea2
 @dataclass(frozen=True)
 class BoardShape:
-    "BoardShape shape of a board: `BoardShape(2, 3)` has boxes 2 high and 3 wide, digits 1..6 and 6x6 cells."
+    "Shape of a board: `BoardShape(2, 3)` has boxes 2 high and 3 wide, digits 1..6 and 6x6 cells."
     rows:int # height of a box in cells
     cols:int # width of a box in cells
 
@@ -42,24 +43,45 @@ class BoardShape:
         for name, v in (('rows', self.rows), ('cols', self.cols)):
             if not isinstance(v, (int, np.integer)) or isinstance(v, bool) or v < 1:
                 raise UserError(f'BoardShape {name} must be a whole number from 1, got {v!r}')
-        if self.N > 35: raise UserError(f'BoardShape {self} has {self.N} digits; the text form has signs for 35 (1-9, A-Z)')
+        if self.N > 35:
+            raise UserError(f'BoardShape {self} has {self.N} digits; the text form has signs for 35 (1-9, A-Z)')
 
     def __str__(self): return f'{self.rows}x{self.cols}'
 
     @property
-    def N(self) -> int: "Number of digits, and of cells in a unit."; return self.rows * self.cols
+    def N(self) -> int:
+        "Number of digits, and of cells in a unit."
+        return self.rows * self.cols
+
     @property
-    def cells(self) -> int: "Number of cells of the board."; return self.N ** 2
+    def cells(self) -> int:
+        "Number of cells of the board."
+        return self.N ** 2
+
     @property
-    def row(self) -> np.ndarray: "Row of each cell, `(cells,)`."; return _index_arrays(self.rows, self.cols)['row']
+    def row(self) -> np.ndarray:
+        "Row of each cell, `(cells,)`."
+        return _index_arrays(self.rows, self.cols)['row']
+
     @property
-    def col(self) -> np.ndarray: "Column of each cell, `(cells,)`."; return _index_arrays(self.rows, self.cols)['col']
+    def col(self) -> np.ndarray:
+        "Column of each cell, `(cells,)`."
+        return _index_arrays(self.rows, self.cols)['col']
+
     @property
-    def box(self) -> np.ndarray: "BoardShape of each cell, `(cells,)`, counted along the bands."; return _index_arrays(self.rows, self.cols)['box']
+    def box(self) -> np.ndarray:
+        "Box of each cell, `(cells,)`, counted along the bands."
+        return _index_arrays(self.rows, self.cols)['box']
+
     @property
-    def units(self) -> np.ndarray: "Cells of each unit, `(3N, N)`: rows, then columns, then boxes."; return _index_arrays(self.rows, self.cols)['units']
+    def units(self) -> np.ndarray:
+        "Cells of each unit, `(3N, N)`: rows, then columns, then boxes."
+        return _index_arrays(self.rows, self.cols)['units']
+
     @property
-    def peers(self) -> np.ndarray: "Cells sharing a unit with each cell, itself left out, `(cells, peers)`."; return _index_arrays(self.rows, self.cols)['peers']
+    def peers(self) -> np.ndarray:
+        "Cells that share a unit with each cell, the cell itself left out, `(cells, peers)`."
+        return _index_arrays(self.rows, self.cols)['peers']
 
 # %% ../../nbs/sudoku/00_board.ipynb #7f3cdb7e
 def box_for(cells:int # number of cells of a board
@@ -67,10 +89,12 @@ def box_for(cells:int # number of cells of a board
     "The usual box shape of a board with so many cells; `UserError` where there is no usual one."
     usual = {16: (2, 2), 36: (2, 3), 81: (3, 3), 256: (4, 4)}
     if cells not in usual:
-        raise UserError(f'{cells} cells do not name a board: 16, 36, 81 or 256 do, any other shape needs box=BoardShape(rows, cols)')
+        raise UserError(f'{cells} cells do not name a board: 16, 36, 81 or 256 do, '
+                        'any other shape needs box=BoardShape(rows, cols)')
     return BoardShape(*usual[cells])
 
 def _box_of(cells:int, box:BoardShape|None, what:str='grid') -> BoardShape:
+    "The shape given, or the usual one; `UserError` where the shape has another number of cells."
     if box is None: return box_for(cells)
     if cells != box.cells: raise UserError(f'{what} has {cells} cells, a board of {box} boxes has {box.cells}')
     return box
@@ -83,29 +107,38 @@ _BLANKS = '.0-_'
 def _digit_of_byte(N:int) -> bytes:
     "Translation table from characters to digits, 255 where a board of `N` digits has no such sign."
     table = bytearray([255] * 256)
-    for d, s in enumerate(_SYMBOLS[:N + 1]): table[ord(s)] = table[ord(s.lower())] = d
-    for s in _BLANKS: table[ord(s)] = 0
+    for digit, symbol in enumerate(_SYMBOLS[:N + 1]):
+        table[ord(symbol)] = table[ord(symbol.lower())] = digit
+    for symbol in _BLANKS:
+        table[ord(symbol)] = 0
     return bytes(table)
+
+def _signs(N:int) -> str:
+    "The digits of a board, for a message."
+    if N < 10: return f'1-{N}'
+    return f'1-9, A-{_SYMBOLS[N]}'
 
 def _fault(line:str, box:BoardShape) -> str|None:
     "What is wrong with a line, or None."
     if len(line) != box.cells: return f'{len(line)} characters, a board of {box} boxes has {box.cells}'
-    signs = '1-9' if box.N == 9 else f'1-{box.N}' if box.N < 9 else f'1-9, A-{_SYMBOLS[box.N]}'
     for i, c in enumerate(line):
         if ord(c) > 255 or _digit_of_byte(box.N)[ord(c)] == 255:
-            return f'character {i + 1} (row {i // box.N + 1}, column {i % box.N + 1}) is {c!r}; a board of {box} boxes takes {signs} and the blanks {" ".join(_BLANKS)}'
+            place = f'character {i + 1} (row {i // box.N + 1}, column {i % box.N + 1})'
+            taken = f'{_signs(box.N)} and the blanks {" ".join(_BLANKS)}'
+            return f'{place} is {c!r}; a board of {box} boxes takes {taken}'
 
 # %% ../../nbs/sudoku/00_board.ipynb #a786ed28
 def parse_lines(
-    lines:Sequence[str], # boards of one shape, one line each
-    box:BoardShape|None=None,   # box shape; None: from the length of the first line
-) -> np.ndarray: # `(n, cells)` uint8, 0 = empty
-    "Read many boards at once; the first faulty line raises `UserError` naming line, position and reason."
+    lines:Sequence[str],      # boards of one shape, one line each
+    box:BoardShape|None=None, # box shape; None: from the length of the first line
+) -> np.ndarray: # `(n, cells)` uint8, 0 = blank
+    "Read many boards at once; the first faulty line raises `UserError` with line number, position and reason."
     lines = [s.strip() for s in lines]
     if box is None:
-        if not lines: raise UserError('no lines to read a board from: give box=BoardShape(rows, cols) for an empty list')
+        if not lines:
+            raise UserError('no lines to read a board from: give box=BoardShape(rows, cols) for an empty list')
         box = box_for(len(lines[0]))
-    text = bytearray(''.join(lines), 'latin-1', 'replace')       # a bytearray, so that the grids can be written to
+    text = bytearray(''.join(lines), 'latin-1', 'replace')       # a bytearray, so that the grids are writable
     grids = np.frombuffer(text.translate(_digit_of_byte(box.N)), np.uint8)
     if any(len(s) != box.cells for s in lines) or (grids == 255).any():
         n, fault = next((i, f) for i, s in enumerate(lines) if (f := _fault(s, box)))
@@ -113,15 +146,15 @@ def parse_lines(
     return grids.reshape(len(lines), box.cells)
 
 def parse(
-    line:str,          # one board, e.g. 81 characters
+    line:str,                 # one board, e.g. 81 characters
     box:BoardShape|None=None, # box shape; None: from the length
-) -> np.ndarray: # `(cells,)` uint8, 0 = empty
+) -> np.ndarray: # `(cells,)` uint8, 0 = blank
     "Read one board from its line; `UserError` names the position and the character, or the length."
     return parse_lines([line], box)[0]
 
 # %% ../../nbs/sudoku/00_board.ipynb #aec5450a
 def to_lines(
-    grids,             # `(n, cells)` array or tensor of digits, 0 = empty
+    grids,                    # `(n, cells)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ) -> list[str]:
     "Write boards as lines with `.` for blanks and letters above 9; a digit the board lacks raises `UserError`."
@@ -134,7 +167,7 @@ def to_lines(
     return [text[i:i + box.cells] for i in range(0, len(text), box.cells)]
 
 def to_line(
-    grid,              # `(cells,)` array or tensor of digits, 0 = empty
+    grid,                     # `(cells,)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ) -> str:
     "Write one board as a line, the inverse of `parse`."
@@ -142,7 +175,7 @@ def to_line(
 
 # %% ../../nbs/sudoku/00_board.ipynb #751ea57d
 def to_text(
-    grid,              # `(cells,)` array or tensor of digits, 0 = empty
+    grid,                     # `(cells,)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ) -> str:
     "Board over several lines with its boxes drawn; `from_text` reads it back."
@@ -157,15 +190,15 @@ def to_text(
     return '\n'.join(out)
 
 def from_text(
-    text:str,          # a drawn board; white space and the signs │ ─ ┼ are skipped
+    text:str,                 # a drawn board; white space and the signs │ ─ ┼ are skipped
     box:BoardShape|None=None, # box shape; None: from the number of cells
-) -> np.ndarray: # `(cells,)` uint8, 0 = empty
-    "Read a board written over several lines."
+) -> np.ndarray: # `(cells,)` uint8, 0 = blank
+    "Read a board written over several lines; `UserError` as for `parse`."
     return parse(''.join(c for c in text if not c.isspace() and c not in '│─┼'), box)
 
 # %% ../../nbs/sudoku/00_board.ipynb #6902e13b
 def _block_is_valid(grids, box:BoardShape):
-    "Validity of `(n, cells)` grids; works on an array or a tensor, wherever it lives."
+    "Validity of `(n, cells)` grids as `(n,)` bool; takes an array or a tensor on any device."
     is_torch = isinstance(grids, torch.Tensor)
     dtype = 'int32' if box.N < 31 else 'int64'
     bit = 1 << np.arange(box.N + 1, dtype=dtype)
@@ -173,10 +206,10 @@ def _block_is_valid(grids, box:BoardShape):
     if is_torch:
         bits = torch.from_numpy(bit).to(grids.device)[grids.clamp(0, box.N).long()].T.contiguous()
         units = torch.tensor(box.units, device=grids.device)
-        in_range = ((grids >= 0) & (grids <= box.N)).all(-1)
     else:
         bits = bit[np.clip(grids, 0, box.N).T]
-        units, in_range = box.units, ((grids >= 0) & (grids <= box.N)).all(-1)
+        units = box.units
+    in_range = ((grids >= 0) & (grids <= box.N)).all(-1)
     seen = bits[units[:, 0]]
     repeat = seen & 0
     for place in range(1, box.N):
@@ -187,29 +220,30 @@ def _block_is_valid(grids, box:BoardShape):
 
 # %% ../../nbs/sudoku/00_board.ipynb #818c4292
 def is_valid(
-    grids,             # `(..., cells)` array or tensor of digits, 0 = empty
+    grids,                    # `(..., cells)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
-): # `(...)` bool, of the kind of `grids`
+): # `(...)` bool, array or tensor as `grids` are
     "True where no unit holds a digit twice and every digit is on the board; blanks are allowed."
     if not isinstance(grids, torch.Tensor): grids = np.asarray(grids)
     box = _box_of(grids.shape[-1], box)
     flat = grids.reshape(-1, box.cells)
     join = torch.cat if isinstance(grids, torch.Tensor) else np.concatenate
-    size = 4096 if getattr(grids, 'device', None) in (None, 'cpu', torch.device('cpu')) else 1 << 20
+    on_cpu = getattr(grids, 'device', None) in (None, 'cpu', torch.device('cpu'))
+    size = 4096 if on_cpu else 1 << 20 # grids of a block
     parts = [_block_is_valid(flat[i:i + size], box) for i in range(0, max(len(flat), 1), size)]
     return join(parts).reshape(grids.shape[:-1])[()]
 
 def is_solved(
-    grids,             # `(..., cells)` array or tensor of digits, 0 = empty
+    grids,                    # `(..., cells)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
-): # `(...)` bool, of the kind of `grids`
+): # `(...)` bool, array or tensor as `grids` are
     "True where every cell is filled and no unit holds a digit twice."
     if not isinstance(grids, torch.Tensor): grids = np.asarray(grids)
     return is_valid(grids, box) & (grids > 0).all(-1)
 
 def agrees(
-    puzzles,   # `(..., cells)` digits, 0 = empty
+    puzzles,   # `(..., cells)` digits, 0 = blank
     solutions, # `(..., cells)` digits
-): # `(...)` bool, of the kind of the inputs
-    "True where the solution keeps every given of its puzzle; says nothing about the rules."
+): # `(...)` bool, array or tensor as the inputs are
+    "True where the solution keeps every clue of its puzzle; does not check the rules."
     return ((puzzles == 0) | (puzzles == solutions)).all(-1)
