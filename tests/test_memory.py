@@ -146,18 +146,18 @@ def test_the_accumulation_that_is_found_fits_and_a_smaller_one_does_not(share):
     assert all(foot.memory(accumulate=n).total > capacity * (1 - RESERVE) for n in smaller)
 
 
-def test_the_error_is_one_line_that_names_need_capacity_and_mends_that_work():
+def test_the_error_is_one_line_that_names_need_capacity_and_fixes_that_work():
     c = config()
     capacity = 0.5 * predict_memory(c).total
     with pytest.raises(UserError) as e: check_memory(c, capacity)
     text = str(e.value)
     assert '\n' not in text and '48 boards x 6 iterations' in text and f'{capacity / GIB:.4g} GiB' in text
-    mends = dict(part.split('=') for part in text.split('mend: ')[1].split(', or ') if '=' in part)
-    assert set(mends) == {'accumulate', 'iterations'} and 'checkpointed iterations' in text
-    for name, value in mends.items(): check_memory(c.replace(**{name: value}), capacity)
+    fixes = dict(part.split('=') for part in text.split('fix: ')[1].split(', or ') if '=' in part)
+    assert set(fixes) == {'accumulate', 'iterations'} and 'checkpointed iterations' in text
+    for name, value in fixes.items(): check_memory(c.replace(**{name: value}), capacity)
 
 
 def test_the_run_that_the_log_lost():
     lost = LoopedConfig(batch_size=8192, precision='bfloat16', recurrence='add', input_once=('puzzle',))
-    with pytest.raises(UserError, match='mend: accumulate=2, or iterations='): check_memory(lost, 139.8 * GIB)
+    with pytest.raises(UserError, match='fix: accumulate=2, or iterations='): check_memory(lost, 139.8 * GIB)
     assert check_memory(lost.replace(batch_size=4096), 139.8 * GIB).total < 139.8 * GIB
