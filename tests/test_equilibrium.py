@@ -14,10 +14,11 @@ from reasonnb.core.guards import TrainingError
 from reasonnb.core.paths import data_folders, seek
 from reasonnb.images import datasets as data
 from reasonnb.images.datasets import MNIST, digits, load, mnist, read_idx, shifted, to_idx
-from reasonnb.systems.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy, clip_norm_
+from reasonnb.systems.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy
 from reasonnb.systems.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
 from reasonnb.systems.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope,
                                                   nudged_gradients, stepwise_updates, summands_through_time, tiny)
+from reasonnb.systems.equilibrium.network import clip_norm_
 from reasonnb.nn.activation_memory import saved_bytes
 from reasonnb.nn.fixed_points import asymmetry, check, relax, contraction_rate
 from reasonnb.systems.equilibrium.vector_field import CrossBlock, SelfBlock

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
-from .energy import Equilibrium, check_images, logcosh
+from .network import Equilibrium, check_images, logcosh
 
 # %% ../../../nbs/systems/equilibrium/01_convolution.ipynb #4902126b
 def sizes(image:tuple[int, int, int], # channels, height, width

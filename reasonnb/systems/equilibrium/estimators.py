@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...core.config import Settings, UserError, unknown
 from ...core.guards import TrainingError
-from .energy import Equilibrium
+from .network import Equilibrium
 from ...nn.fixed_points import Relaxation, relax
 
 # %% ../../../nbs/systems/equilibrium/03_estimators.ipynb #8a3ebe8d

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.config import unknown
-from .energy import EnergyTransformer, Equilibrium
+from .energy import EnergyTransformer
+from .network import Equilibrium
 from .estimators import Phases, Problem, _nudged_map, _total, agreement, cost_slope
 from .vector_field import CrossBlock, SelfBlock
 

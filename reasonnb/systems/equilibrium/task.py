@@ -21,7 +21,8 @@ from ...core.gradients import Batch
 from .config import EquilibriumConfig, beta_at, phases_of
 from .convolution import ConvHopfield
 from ...images.datasets import Images, load, shifted, warped
-from .energy import EnergyTransformer, Equilibrium
+from .energy import EnergyTransformer
+from .network import Equilibrium
 from .estimators import estimate
 from ...nn.activation_memory import peak_saved_bytes
 from ...nn.fixed_points import relax

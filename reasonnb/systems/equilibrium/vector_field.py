@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.config import UserError, unknown
 from ...nn.blocks import Attention
-from .energy import Tokens
+from .network import Tokens
 
 # %% ../../../nbs/systems/equilibrium/02_vector_field.ipynb #1320938c
 class Block(Tokens):
