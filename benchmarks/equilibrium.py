@@ -2,9 +2,10 @@
 
     python benchmarks/equilibrium.py [--rounds N]
 
-Three ways to one field, interleaved in every round: as the library writes it, its matrix products alone (same shapes, same
-layouts, nothing between them), and minus the gradient of the energy by autograd. That the first and the third agree is asserted.
-CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds with their quartiles.
+Three computations, interleaved in every round: the field as the package writes it, its matrix products alone (same
+shapes, same layouts, nothing between them), and minus the gradient of the energy by autograd. The first and the third
+are asserted to agree. CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds with
+their quartiles.
 Prints a table and writes it to benchmarks/equilibrium.json.
 """
 import json, platform, statistics, time
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 
 from reasonnb.systems.equilibrium.energy import EnergyTransformer
 
-SHAPES = {'digits': (128, {}), 'mnist': (256, dict(image=(1, 28, 28), patch=10, stride=6, width=64, heads=4, size=16, hidden=256))}  # batch, network
+SHAPES = {  # name -> images in a batch, arguments of the network
+    'digits': (128, {}),
+    'mnist': (256, dict(image=(1, 28, 28), patch=10, stride=6, width=64, heads=4, size=16, hidden=256))}
 
 
 def sides(kind:str, batch:int, network:dict) -> dict: # name -> call
-    "The three ways, on one random state."
+    "The three computations, on one random state."
     torch.manual_seed(0)
     model = EnergyTransformer(attention=kind, **network)
     u = model.drive(torch.rand(batch, *model.patches.image)).detach()
@@ -27,13 +30,13 @@ def sides(kind:str, batch:int, network:dict) -> dict: # name -> call
     memories, tokens = model.parts[-1], u.shape[1]
     hidden = torch.randn(batch, tokens, memories.weight.shape[0])
     if kind != 'none':
-        ask = model.parts[0]
-        many = batch * ask.heads
-        q, k, p, m = (torch.randn(many, *s) for s in ((tokens, ask.size), (tokens, ask.size), (tokens, tokens), (ask.size, ask.size)))
-        both = torch.randn(batch, tokens, len(ask.weight))
+        attention = model.parts[0]
+        size, many = attention.size, batch * attention.heads
+        q, k, p, m = (torch.randn(many, *s) for s in ((tokens, size), (tokens, size), (tokens, tokens), (size, size)))
+        both = torch.randn(batch, tokens, len(attention.weight))
 
     def products():
-        if kind != 'none': F.linear(h, ask.weight), both @ ask.weight
+        if kind != 'none': F.linear(h, attention.weight), both @ attention.weight
         if kind == 'softmax': torch.bmm(k, q.mT), torch.bmm(p.mT, k), torch.bmm(p, q)
         if kind == 'linear': torch.bmm(k.mT, q), torch.bmm(k, m), torch.bmm(q, m.mT)
         F.linear(h, memories.weight, memories.bias), hidden @ memories.weight
@@ -48,16 +51,19 @@ def sides(kind:str, batch:int, network:dict) -> dict: # name -> call
 
 @torch.no_grad()
 def measure(kind:str, shape:str, rounds:int, repeats:int=20) -> dict:
-    "Medians over rounds, in which all sides take turns."
+    "Medians over rounds, in which the three alternate."
     calls = sides(kind, *SHAPES[shape])
     def clock(call):
         start = time.process_time()
-        for _ in range(repeats): call()
+        for _ in range(repeats):
+            call()
         return (time.process_time() - start) / repeats
-    for call in calls.values(): clock(call)
+    for call in calls.values():
+        clock(call)  # warm-up
     found = [{name: clock(call) for name, call in calls.items()} for _ in range(rounds)]
+    def median(name): return round(1e6 * statistics.median(row[name] for row in found))
     def ratio(a, b): return [round(x, 3) for x in statistics.quantiles([row[a] / row[b] for row in found], n=4)]
-    return dict(attention=kind, shape=shape, microseconds={name: round(1e6 * statistics.median(row[name] for row in found)) for name in calls},
+    return dict(attention=kind, shape=shape, microseconds={name: median(name) for name in calls},
                 field_over_products=ratio('field', 'products'), autograd_over_field=ratio('autograd', 'field'))
 
 
@@ -66,8 +72,10 @@ def main(rounds:int=15):
     rows = [measure(kind, shape, rounds) for kind in ('softmax', 'linear', 'none') for shape in SHAPES]
     for row in rows:
         print(f"{row['attention']:8} {row['shape']:7} field {row['microseconds']['field']:6} us"
-              f"   / products {row['field_over_products'][1]:.2f}   autograd / field {row['autograd_over_field'][1]:.2f}")
-    report = dict(torch=torch.__version__, machine=platform.machine(), capability=torch.backends.cpu.get_cpu_capability(), quartiles='of ratios', rows=rows)
+              f"   / products {row['field_over_products'][1]:.2f}"
+              f"   autograd / field {row['autograd_over_field'][1]:.2f}")
+    report = dict(torch=torch.__version__, machine=platform.machine(),
+                  capability=torch.backends.cpu.get_cpu_capability(), quartiles='of ratios', rows=rows)
     (Path(__file__).parent/'equilibrium.json').write_text(json.dumps(report, indent=1) + '\n')
 
 

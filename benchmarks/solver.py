@@ -2,7 +2,7 @@
 
     python benchmarks/solver.py            prints a table, writes benchmarks/solver.json
 
-CPU seconds of one thread, the best of several interleaved max_moves, so that other jobs on the machine matter little.
+CPU seconds of one thread, the best of several interleaved rounds, so that other jobs on the machine matter little.
 Uses the public lists where they are found (REASONNB_DATA, data/, ../shared/data), generated puzzles otherwise.
 """
 import argparse, csv, json, os, platform, time
@@ -31,7 +31,7 @@ def puzzles(name, n, clues=None):
 
 
 def cp_sat(batch, search_only=False):
-    "Prove uniqueness: find the solution, forbid it, show that nothing is left. May return the CPU seconds of the searches alone."
+    "Prove uniqueness: find the solution, forbid it, find no other. `search_only`: returns CPU seconds of the searches."
     searching = 0.
     for puzzle in batch.reshape(-1, 9, 9).tolist():
         model = cp_model.CpModel()
@@ -87,12 +87,13 @@ def contests():
     yield 'generate', 'reasonnb', '9x9 minimal', 2000, lambda: generate(2000, BOX, workers=1)
     yield 'generate', 'reasonnb', '9x9 with 30 clues', 4000, lambda: generate(4000, BOX, clues=30, workers=1)
     yield 'generate', 'reasonnb', '6x6 minimal', 8000, lambda: generate(8000, BoardShape(2, 3), workers=1)
-    yield 'generate', 'reasonnb', '16x16 with 110 clues', 200, lambda: generate(200, BoardShape(4, 4), clues=110, workers=1)
+    large = BoardShape(4, 4)
+    yield 'generate', 'reasonnb', '16x16 with 110 clues', 200, lambda: generate(200, large, clues=110, workers=1)
     yield 'generate', 'reasonnb', '9x9 full grids', 8000, lambda: random_grids(8000, BOX, workers=1)
 
 
 def seconds(call):
-    "CPU seconds of a call, or what it says itself."
+    "CPU seconds of a call, or the number that it returns."
     start = time.process_time()
     own = call()
     return own if isinstance(own, float) else time.process_time() - start
@@ -100,18 +101,23 @@ def seconds(call):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--max_moves', type=int, default=5, help='the best of so many')
+    parser.add_argument('--rounds', type=int, default=5, help='the best of so many')
     parser.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
     args = parser.parse_args()
     prove(np.zeros((1, 81), int), BOX), generate(1, BOX)      # compile or load
     entries = list(contests())
-    best = [min(times) for times in zip(*([seconds(call) for *_, call in entries] for _ in range(args.max_moves)))]
-    rows = [dict(what=what, who=who, puzzles=on, n=n, per_second=float(f'{n / s:.3g}')) for (what, who, on, n, _), s in zip(entries, best)]
+    by_round = [[seconds(call) for *_, call in entries] for _ in range(args.rounds)]
+    best = [min(times) for times in zip(*by_round)]
+    rows = [dict(what=what, who=who, puzzles=on, n=n, per_second=float(f'{n / s:.3g}'))
+            for (what, who, on, n, _), s in zip(entries, best)]
     mine = {(r['what'], r['puzzles']): r['per_second'] for r in rows if r['who'] == 'reasonnb'}
-    for r in rows: r['ratio'] = None if r['who'] == 'reasonnb' else float(f"{mine[r['what'], r['puzzles']] / r['per_second']:.3g}")
     for r in rows:
-        print(f"{r['what']:9} {r['puzzles']:22} {r['who']:30} {r['per_second']:>9,.0f} /s" + (f"   reasonnb is {r['ratio']:,.0f} times as fast" if r['ratio'] else ''))
-    report = dict(unit='puzzles per CPU second of one core', best_of=args.max_moves, machine=platform.machine(), python=platform.python_version(),
+        ratio = float(f"{mine[r['what'], r['puzzles']] / r['per_second']:.3g}")
+        r['ratio'] = None if r['who'] == 'reasonnb' else ratio
+        faster = f"   reasonnb is {r['ratio']:,.0f} times as fast" if r['ratio'] else ''
+        print(f"{r['what']:9} {r['puzzles']:22} {r['who']:30} {r['per_second']:>9,.0f} /s{faster}")
+    report = dict(unit='puzzles per CPU second of one core', best_of=args.rounds, machine=platform.machine(),
+                  python=platform.python_version(),
                   versions={p: version(p) for p in ('numba', 'numpy', 'ortools', 'py-sudoku')}, rows=rows)
     temporary = args.out.with_suffix('.tmp')
     temporary.write_text(json.dumps(report, indent=1) + '\n')

@@ -12,8 +12,8 @@ from reasonnb.core.statistics import wilson
 from reasonnb.nn import dynamics
 from reasonnb.sudoku.board import BoardShape, is_solved
 from reasonnb.systems.looped.recurrence import READOUTS, RECURRENCES
-from reasonnb.nn.dynamics import (from_vector, precision_gap, push, eval_mode, select, solve_adaptively, spectral_radius,
-                                  stability, state_after, to_vector, trajectory, state_parts)
+from reasonnb.nn.dynamics import (eval_mode, from_vector, precision_gap, push, select, solve_adaptively,
+                                  spectral_radius, stability, state_after, state_parts, to_vector, trajectory)
 from reasonnb.sudoku.generator import generate
 from reasonnb.nn.loop import Looped, State
 from reasonnb.systems.looped.transformer import LoopedTransformer
@@ -23,13 +23,14 @@ BOX = BoardShape(2, 2)
 
 
 class Loop(Looped):
-    "Notes of one number per cell that follow `f`; the answer is 2 where they are above a half, else 1."
+    "A hidden state of one number per cell that follows `f`; the answer is 2 where it is above a half, else 1."
     def __init__(self, f, first=0.):
         super().__init__()
         self.f, self.first, self.anchor = f, first, nn.Parameter(torch.zeros(()))
 
     def start(self, puzzles):
-        return State(puzzles, puzzles, hidden=torch.zeros(*puzzles.shape, 1, device=puzzles.device, dtype=self.anchor.dtype) + self.first)
+        zeros = torch.zeros(*puzzles.shape, 1, device=puzzles.device, dtype=self.anchor.dtype)
+        return State(puzzles, puzzles, hidden=zeros + self.first)
 
     def step(self, state):
         s = self.f(state.hidden)
@@ -37,7 +38,7 @@ class Loop(Looped):
 
 
 class Matrices(Looped):
-    "Notes of `(batch, size)` times a matrix per board."
+    "A hidden state of `(batch, size)`, multiplied by a matrix per board."
     def __init__(self, matrices):
         super().__init__()
         self.matrices = nn.Parameter(matrices)
@@ -61,13 +62,15 @@ def network(**more):
 def dense(model, state, row):
     "The Jacobian of one board's iteration, in reverse mode."
     one = select(state, torch.tensor([row]))
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jacrev(lambda x: to_vector(model.step(from_vector(x[None], one))[1])[0])(to_vector(one)[0]).detach()
+    def iteration(x): return to_vector(model.step(from_vector(x[None], one))[1])[0]
+    with sdpa_kernel(SDPBackend.MATH): return torch.func.jacrev(iteration)(to_vector(one)[0]).detach()
 
 
-KINDS = [dict(recurrence=c) for c in RECURRENCES] + [dict(recurrence=c, readout=a) for a in READOUTS[1:] for c in ('none', 'gated')] + [
-    dict(recurrence='add', feedback=False), dict(recurrence='concat', position='rope'), dict(recurrence='concat', position='relative'),
-    dict(recurrence='none', mixing='mlp')]
+KINDS = [
+    *(dict(recurrence=kind) for kind in RECURRENCES),
+    *(dict(recurrence=kind, readout=readout) for readout in READOUTS[1:] for kind in ('none', 'gated')),
+    dict(recurrence='add', feedback=False), dict(recurrence='concat', position='rope'),
+    dict(recurrence='concat', position='relative'), dict(recurrence='none', mixing='mlp')]
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=lambda k: '-'.join(map(str, k.values())))
@@ -86,11 +89,12 @@ def test_a_push_is_the_dense_jacobian_times_the_direction(kind, boards):
     assert torch.allclose(pushed, near, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('carry', ['none', 'gated', 'concat', 'memory'])
-def test_the_growth_rate_is_the_largest_eigenvalue_of_a_network(carry, boards):
-    model = network(recurrence=carry).double()
+@pytest.mark.parametrize('recurrence', ['none', 'gated', 'concat', 'memory'])
+def test_the_growth_rate_is_the_largest_eigenvalue_of_a_network(recurrence, boards):
+    model = network(recurrence=recurrence).double()
     with torch.no_grad():
-        for p in model.parameters(): p *= 1.5  # away from the dull first weights
+        for p in model.parameters():
+            p *= 1.5  # away from the small initial weights
     state = state_after(model, boards[0][:4], 5)
     true = torch.stack([torch.linalg.eigvals(dense(model, state, row)).abs().max() for row in range(4)])
     found = spectral_radius(model, state, pushes=300)
@@ -110,13 +114,14 @@ def test_complex_pairs_in_a_slanted_basis(angle):
 
 
 def test_real_opposite_defective_and_vanishing():
-    cases = [torch.diag(torch.tensor([2., -2.])), torch.tensor([[.8, 1.], [0., .8]]), torch.tensor([[0., 1.], [0., 0.]]), torch.zeros(2, 2)]
-    loop = Matrices(torch.stack(cases))
+    opposite, defective = [[2., 0.], [0., -2.]], [[.8, 1.], [0., .8]]
+    nilpotent, zero = [[0., 1.], [0., 0.]], [[0., 0.], [0., 0.]]
+    loop = Matrices(torch.tensor([opposite, defective, nilpotent, zero]))
     found = spectral_radius(loop, loop.start(torch.zeros(4, 1)), pushes=400)
     assert torch.allclose(found.rate, torch.tensor([2., .8, 0., 0.]), atol=.01) and not found.drift.isnan().any()
 
 
-def test_growth_along_the_way():
+def test_growth_along_the_trajectory():
     logistic, points = Loop(lambda s: 4 * s * (1 - s)), torch.tensor([.1, .2, .3])[:, None, None]
     state = logistic.start(torch.zeros(3, 1))._replace(hidden=points)
     assert torch.allclose(spectral_radius(logistic, state, 1000, moving=True).rate, torch.full((3,), 2.), rtol=.05)
@@ -124,7 +129,8 @@ def test_growth_along_the_way():
     # an attracting cycle of two at r = 3.2: the rate is the root of the product of both slopes, 4 + 2 r - r^2
     cycle = Loop(lambda s: 3.2 * s * (1 - s), .3)
     at = state_after(cycle, torch.zeros(1, 1), 300)
-    assert spectral_radius(cycle, at, 200, moving=True).rate.item() == pytest.approx(abs(4 + 2 * 3.2 - 3.2 ** 2) ** .5, rel=1e-2)
+    rate = spectral_radius(cycle, at, 200, moving=True).rate.item()
+    assert rate == pytest.approx(abs(4 + 2 * 3.2 - 3.2 ** 2) ** .5, rel=1e-2)
     path = trajectory(cycle, torch.zeros(1, 1), 300)
     assert path.relative_change[-1] > .1 and path.over_two[-1] < 1e-5
 
@@ -133,10 +139,10 @@ def test_the_nested_network_by_differences(boards):
     class Whole(NestedNetwork):
         "Nothing detached: the same map with its whole derivative."
         def step(self, state):
-            (z, y), x = state.hidden.unbind(-2), state.next_input
-            for _ in range(self.outer): z, y = self._cycle(x, z, y)
-            logits = self.head(y)
-            return logits, State(state.recurrent_input, state.recurrent_input, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
+            z, y = self._cycles(self.outer, state.next_input, *state.hidden.unbind(-2))
+            logits, recurrent = self.head(y), state.recurrent_input
+            return logits, State(recurrent, recurrent, prediction=logits.softmax(-1), hidden=torch.stack([z, y], -2),
+                                 iteration=state.iteration + 1)
     torch.manual_seed(0)
     cut = NestedNetwork(BOX, d_model=8, layers=1, outer=2, inner=2).double()
     whole = Whole(BOX, d_model=8, layers=1, outer=2, inner=2).double()
@@ -147,9 +153,9 @@ def test_the_nested_network_by_differences(boards):
     assert torch.allclose(*rates, rtol=1e-3) and (rates[0] > 0).all()
 
 
-def test_nothing_travels_or_not_yet(boards):
-    deaf = network(feedback=False)
-    with pytest.raises(UserError, match='neither prediction nor notes'): trajectory(deaf, boards[0], 2)
+def test_a_network_without_a_state_or_without_one_yet(boards):
+    stateless = network(feedback=False)
+    with pytest.raises(UserError, match='neither prediction nor'): trajectory(stateless, boards[0], 2)
     fresh = network(recurrence='add', start='random')
     with pytest.raises(UserError, match='take a later state'): spectral_radius(fresh, fresh.start(boards[0]))
 
@@ -158,9 +164,9 @@ def test_states_are_selected_part_by_part(boards):
     state, rows = state_after(network(recurrence='streams'), boards[0], 2), torch.tensor([True, False] * 6)
     few = select(state, rows)
     assert all(torch.equal(a, b[rows]) for a, b in zip(few[:4], state[:4])) and few.iteration == 2
-    assert select(State(rows, rows), rows).notes is None and len(select(State(rows, rows), rows).now) == 6
+    assert select(State(rows, rows), rows).hidden is None and len(select(State(rows, rows), rows).next_input) == 6
     pair = State(torch.arange(3), torch.arange(3), hidden=State(torch.arange(3), torch.arange(3)))
-    assert select(pair, torch.tensor([2])).notes.next_input.tolist() == [2]
+    assert select(pair, torch.tensor([2])).hidden.next_input.tolist() == [2]
 
 
 def test_the_mode_and_the_numbers_of_a_network_with_dropout(boards):
@@ -177,7 +183,8 @@ def test_the_mode_and_the_numbers_of_a_network_with_dropout(boards):
 def test_a_board_that_leaves_has_the_answer_of_the_full_loop(patience, boards):
     model, puzzles = network(recurrence='gated').double(), boards[0]
     with torch.no_grad():
-        for p in model.parameters(): p *= 1.5
+        for p in model.parameters():
+            p *= 1.5
     with eval_mode(model): full = torch.where(puzzles == 0, model(puzzles, 60).argmax(-1) + 1, puzzles)
     path = trajectory(model, puzzles, 60)
     found = solve_adaptively(model, puzzles, 60, patience)
@@ -208,13 +215,17 @@ def test_memory_does_not_grow_with_the_loop(boards, monkeypatch):
 def test_a_verifier_is_asked_only_where_it_is_given(boards):
     puzzles, solutions = boards
     right = Loop(lambda s: s + 1, -3.)
-    right.step = lambda state: (nn.functional.one_hot(solutions[:state.next_input.shape[0]] - 1, 4) * (1. if state.iteration >= 2 else -1.),
-                                state._replace(iteration=state.iteration + 1))
+    def solve_at_the_third(state):
+        one_hot = nn.functional.one_hot(solutions[:len(state.next_input)] - 1, 4)
+        sign = 1. if state.iteration >= 2 else -1.
+        return one_hot * sign, state._replace(iteration=state.iteration + 1)
+    right.step = solve_at_the_third
     free = solve_adaptively(right, puzzles[:1], 20, patience=0, verifier=partial(is_solved, box=BOX))
     assert free.iterations.tolist() == [3] and free.stopped.all() and torch.equal(free.answers, solutions[:1])
     settled = solve_adaptively(right, puzzles[:1], 20, patience=3, verifier=is_solved)
     assert settled.iterations.tolist() == [6]
-    never = solve_adaptively(right, puzzles[:1], 9, patience=1, verifier=lambda a: torch.zeros(len(a), dtype=torch.bool))
+    def refuse_all(answers): return torch.zeros(len(answers), dtype=torch.bool)
+    never = solve_adaptively(right, puzzles[:1], 9, patience=1, verifier=refuse_all)
     assert never.iterations.tolist() == [9] and not never.stopped.any()
     full = solve_adaptively(right, solutions[:1], 9, patience=2)
     assert full.iterations.tolist() == [2] and torch.equal(full.answers, solutions[:1])
@@ -229,24 +240,29 @@ def test_precision(boards):
     model = network(recurrence='gated')
     half, double = (precision_gap(model, boards[0], 8, other) for other in ('bfloat16', 'float64'))
     assert double['distance'].max() < 1e-4 < half['distance'].max() < .2
-    with torch.autocast('cpu', torch.bfloat16): assert precision_gap(model, boards[0], 8, 'float64')['distance'].max() < 1e-4
+    with torch.autocast('cpu', torch.bfloat16): gap = precision_gap(model, boards[0], 8, 'float64')
+    assert gap['distance'].max() < 1e-4
     assert next(model.parameters()).dtype == torch.float32
     with pytest.raises(UserError, match='float16'): precision_gap(model, boards[0], 8, 'float16')
 
 
-def record(values, **more): return dict(metrics={f'puzzle_accuracy@{n}': v for n, v in values.items()} | dict(puzzle_accuracy=.5) | more)
+def record(values, **more):
+    by_iterations = {f'puzzle_accuracy@{n}': v for n, v in values.items()}
+    return dict(metrics=by_iterations | dict(puzzle_accuracy=.5) | more)
 
 
 @pytest.mark.parametrize('values, stable', [
-    ({16: .9, 64: .9}, True), ({16: .92, 64: .90}, True), ({16: .921, 64: .90}, False), ({128: .5, 16: .8, 64: .9}, False),
-    ({9: .5, 16: .8, 128: .81}, True), ({16: .9, 64: None}, False), ({16: .9, 64: math.nan}, False), ({16: 0., 64: 0.}, True)])
+    ({16: .9, 64: .9}, True), ({16: .92, 64: .90}, True), ({16: .921, 64: .90}, False),
+    ({128: .5, 16: .8, 64: .9}, False), ({9: .5, 16: .8, 128: .81}, True), ({16: .9, 64: None}, False),
+    ({16: .9, 64: math.nan}, False), ({16: 0., 64: 0.}, True)])
 def test_stable_seeds(values, stable): assert stability([record(values)]).rate == wilson(int(stable), 1)
 
 
 def test_stability_of_many_seeds():
     good, bad = record({16: .8, 64: .9}), record({16: .9, 64: .1})
     found = stability([good] * 3 + [bad, dict(metrics=dict(diverged=1., loss=None))])
-    assert found.rate == wilson(3, 5) and found.iterations == 64 and found.best[3] == .9 and found.drop[3] == pytest.approx(.8)
+    assert found.rate == wilson(3, 5) and found.iterations == 64
+    assert found.best[3] == .9 and found.drop[3] == pytest.approx(.8)
     assert stability([good, bad], tolerance=.8).rate.value == 1
     assert stability([dict(metrics=dict(diverged=1.))]).rate.value == 0
     for records in ([], [record({16: .8})], [good, record({16: .8, 32: .9})], [good, record({})]):

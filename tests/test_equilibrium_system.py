@@ -1,4 +1,4 @@
-"""Equilibrium runs: that every configuration trains, that a run survives a kill, and that mistakes are named before time is lost."""
+"""Equilibrium runs: every configuration trains, a run survives a kill, and mistakes are named before time is lost."""
 from functools import partial
 
 import pytest
@@ -12,10 +12,17 @@ from reasonnb.systems.equilibrium.task import EquilibriumTask
 from reasonnb.lab.catalogue import canonical, experiments, missing, resolve, system_of
 from reasonnb.lab.claims import ledger, claims_table
 
-SLUGS = [slug for slug in experiments() if system_of(slug).name == 'equilibrium' and canonical(slug) == slug and (slug == 'beta_0_22_fixed' or not set(experiments()[slug][1].change) == {'beta'})]
-SHORT = dict(steps=2, eval_every=2, schedule='constant', warmup=0, train_images=64, iterations=3, nudged_iterations=2, device='cpu')
+SHORT = dict(steps=2, eval_every=2, schedule='constant', warmup=0, train_images=64, iterations=3, nudged_iterations=2,
+             device='cpu')
 
 
+def is_tried(slug):
+    "One slug per configuration; of those that differ in the strength of the nudge alone, the log's best."
+    if system_of(slug).name != 'equilibrium' or canonical(slug) != slug: return False
+    return slug == 'beta_0_22_fixed' or set(experiments()[slug][1].change) != {'beta'}
+
+
+SLUGS = [slug for slug in experiments() if is_tried(slug)]
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
@@ -33,14 +40,17 @@ def test_every_configuration_trains(slug, tmp_path, quick_compiler):
     config = resolve(slug, 'smoke', **SHORT)
     record = fit(EquilibriumTask(config), config, tmp_path)
     metrics = record['metrics']
-    assert record['steps'] == 2 and metrics['loss'] > 0 and 0 <= metrics['test_accuracy'] <= 1 and metrics['n_test'] == 360
+    assert record['steps'] == 2 and metrics['loss'] > 0
+    assert 0 <= metrics['test_accuracy'] <= 1 and metrics['n_test'] == 360
     if config.estimator == 'bptt': assert metrics['memory_over_backprop'] == 1
 
 
 @pytest.mark.parametrize('slug', ['beta_0_22_fixed', 'equilibrium', 'equilibrium_conv_backprop'])
 def test_a_compiled_map_learns_the_same(slug, tmp_path, quick_compiler):
-    plain, compiled = (fit(EquilibriumTask(c), c, tmp_path / str(c.compile))['metrics']
-                       for c in (resolve(slug, 'smoke', **SHORT | dict(dropout=0., steps=4, compile=on)) for on in (False, True)))
+    def metrics_with(compiled):
+        config = resolve(slug, 'smoke', **SHORT | dict(dropout=0., steps=4, compile=compiled))
+        return fit(EquilibriumTask(config), config, tmp_path / str(compiled))['metrics']
+    plain, compiled = metrics_with(False), metrics_with(True)
     assert compiled['loss'] == pytest.approx(plain['loss'], rel=1e-4) and compiled['speedup'] < 1
 
 
@@ -60,19 +70,23 @@ def test_validation_never_meets_training_and_epochs_differ():
     task = EquilibriumTask(resolve('equilibrium', 'smoke', train_images=0, shift=0, batch_size=64))
     config, parts = task.config, task.data
     seen = {image.numpy().tobytes() for image in parts.train.images}
-    for side in (parts.validation, parts.test): assert sum(image.numpy().tobytes() in seen for image in side.images) <= 2  # digits repeat themselves now and then
+    for side in (parts.validation, parts.test):  # a few images of digits occur twice
+        assert sum(image.numpy().tobytes() in seen for image in side.images) <= 2
     first, second = ([task.batch(start + i)['labels'] for i in range(3)] for start in (0, config.batches))
     assert not all(map(torch.equal, first, second))
 
 
 def test_a_missing_data_set_is_named_with_its_places(monkeypatch, tmp_path):
     monkeypatch.setattr(data, 'data_folders', lambda: [tmp_path])
-    with pytest.raises(UserError, match='MNIST is missing .*REASONNB_DATA'): EquilibriumTask(resolve('beta_0_22_fixed', 'laptop'))
+    with pytest.raises(UserError, match='MNIST is missing .*REASONNB_DATA'):
+        EquilibriumTask(resolve('beta_0_22_fixed', 'laptop'))
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(beta=0), 'nothing to measure'), (dict(estimator='ep_symetric'), 'expected one of'), (dict(network='cross'), "network='energy'"), (dict(dropout=.1), 'no fixed point'),
-    (dict(precision='bfloat16'), 'drowns'), (dict(compile=True, estimator='implicit'), 'compile=False'), (dict(damping=1.5), 'at most 1'), (dict(batch_size=10_000), 'train_images')])
+    (dict(beta=0), 'nothing to measure'), (dict(estimator='ep_symetric'), 'expected one of'),
+    (dict(network='cross'), "network='energy'"), (dict(dropout=.1), 'no fixed point'),
+    (dict(precision='bfloat16'), 'drowns'), (dict(compile=True, estimator='implicit'), 'compile=False'),
+    (dict(damping=1.5), 'at most 1'), (dict(batch_size=10_000), 'train_images')])
 def test_mistakes_are_named_before_anything_runs(change, message):
     with pytest.raises(UserError, match=message): resolve('equilibrium', 'smoke', **change)
 
@@ -83,7 +97,7 @@ def test_a_patch_that_leaves_pixels_unseen_is_refused():
 
 def test_a_gradient_that_cannot_be_trusted_stops_a_run_that_asks_for_it(tmp_path):
     config = resolve('equilibrium', 'smoke', **SHORT | dict(iterations=1, on_untrusted='raise'))
-    with pytest.raises(TrainingError, match='not at rest'): fit(EquilibriumTask(config), config, tmp_path)
+    with pytest.raises(TrainingError, match='not a fixed point'): fit(EquilibriumTask(config), config, tmp_path)
 
 
 def test_claims_have_names_of_the_log_and_no_function_fails():

@@ -28,10 +28,13 @@ def blank(model, boards): return torch.zeros(boards, model.box.cells, dtype=torc
 def unrolled(model, puzzles, iterations): return torch.stack(list(islice(model.iterate(puzzles), iterations)))
 
 
+def loss_of(logits, puzzles): return looped_loss(logits, puzzles, puzzles + 1)['loss']
+
+
 def counted(model, boards, iterations, precision, forward=unrolled):
     puzzles = blank(model, boards)
     with GPUKernels(), torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bfloat16'):
-        return saved_bytes(lambda: looped_loss(forward(model, puzzles, iterations), puzzles, puzzles + 1)['loss'], model)
+        return saved_bytes(lambda: loss_of(forward(model, puzzles, iterations), puzzles), model)
 
 
 def allocated(action, path):
@@ -40,7 +43,9 @@ def allocated(action, path):
     seen.export_chrome_trace(str(path))
     events = [e for e in json.loads(path.read_text())['traceEvents'] if e.get('name') == '[memory]']
     now = most = 0
-    for e in sorted(events, key=lambda e: e['ts']): most = max(most, now := now + e['args']['Bytes'])
+    for e in sorted(events, key=lambda e: e['ts']):
+        now += e['args']['Bytes']
+        most = max(most, now)
     return most
 
 
@@ -49,30 +54,37 @@ class Task:
     def __init__(self, c): self.model, self.iterations = build_model(c), c.iterations
     def batch(self, n): return Batch(dict(puzzles=blank(self.model, n)), torch.ones(n))
     def backward(self, batch):
-        terms = looped_loss(unrolled(self.model, batch['puzzles'], self.iterations), batch['puzzles'], batch['puzzles'] + 1)
+        puzzles = batch['puzzles']
+        terms = looped_loss(unrolled(self.model, puzzles, self.iterations), puzzles, puzzles + 1)
         terms['loss'].backward()
         return terms
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('changes', [dict(), dict(recurrence='add', input_once=('puzzle',)), dict(recurrence='memory'), dict(position='alibi'), dict(activation='relu2'),
-                                     dict(inputs='project_add'), dict(untied_stacks=3), dict(supervise='last'), dict(network='nested', outer=1, inner=3)], ids=str)
+@pytest.mark.parametrize('changes', [
+    dict(), dict(recurrence='add', input_once=('puzzle',)), dict(recurrence='memory'), dict(position='alibi'),
+    dict(activation='relu2'), dict(inputs='project_add'), dict(untied_stacks=3), dict(supervise='last'),
+    dict(network='nested', outer=1, inner=3)], ids=str)
 def test_a_third_size_is_predicted_within_one_percent(changes, precision):
     model = build_model(config(**changes))
     predicted = measure_activations(model, precision)
-    copies = sum(p.numel() for p in model.parameters()) * 4 if 'untied_stacks' in changes else 0  # autocast's, of sets of blocks not yet used
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    copies = weights if 'untied_stacks' in changes else 0  # autocast's, of sets of blocks not yet used
     for boards, iterations in ((31, 6), (7, 9)):
-        assert predicted(boards, iterations) == pytest.approx(counted(model, boards, iterations, precision), rel=0.01, abs=copies)
+        wanted = counted(model, boards, iterations, precision)
+        assert predicted(boards, iterations) == pytest.approx(wanted, rel=0.01, abs=copies)
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_checkpointed_states_are_predicted_too(precision):
     model = build_model(config(recurrence='add'))
     held = measure_activations(model, precision, forward=checkpointed)
-    assert held(31, 9) == pytest.approx(counted(model, 31, 9, precision, checkpointed), rel=0.01)
-    again, kept = footprint(config(recurrence='add', precision=precision), checkpoints=True), measure_activations(model, precision)
-    assert again.memory(31, iterations=9).activations == pytest.approx(held(31, 9) + kept(31, 2) - kept(31, 1), rel=0.01)
-    assert again.memory(31, iterations=9).activations < kept(31, 9) / 4
+    assert held(31, 9) == pytest.approx(counted(model, 31, 9, precision, forward=checkpointed), rel=0.01)
+    kept = measure_activations(model, precision)
+    again = footprint(config(recurrence='add', precision=precision), checkpoints=True)
+    activations = again.memory(31, iterations=9).activations
+    assert activations == pytest.approx(held(31, 9) + kept(31, 2) - kept(31, 1), rel=0.01)
+    assert activations < kept(31, 9) / 4
 
 
 def test_counting_leaves_nothing_behind():
@@ -115,20 +127,23 @@ def test_sam_holds_as_many_copies_as_are_counted():
     model, found = nn.Linear(37, 41, bias=False), []
     optimizer = make_optimizer(model, c)
     def gradient():
-        for p in model.parameters(): p.grad = None
+        for p in model.parameters():
+            p.grad = None
         model(torch.ones(1, 37)).sum().backward()
         now = [p.grad for p in model.parameters()]  # seen from Python, so that it can be found
         shaped = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (41, 37)]
         found.append(len({t.untyped_storage().data_ptr() for t in shaped + now}))
         return {}
-    for _ in range(2): optimizer.step(gradient)
+    for _ in range(2):
+        optimizer.step(gradient)
     weights, grad, moments, copies = 1, 1, 2, 2
     assert found[-1] == weights + grad + moments + copies
 
 
 def test_memory_rises_with_batch_and_iterations_and_falls_with_pieces():
     foot = footprint(config(precision='bfloat16'))
-    for totals in ([foot.memory(n).total for n in (1, 2, 3, 10, 1000)], [foot.memory(iterations=k).total for k in (1, 2, 16, 17)],
+    for totals in ([foot.memory(n).total for n in (1, 2, 3, 10, 1000)],
+                   [foot.memory(iterations=k).total for k in (1, 2, 16, 17)],
                    [foot.memory(accumulate=n).total for n in (48, 24, 6, 2)]):
         assert totals == sorted(set(totals))
     most = foot.largest_batch(2 * GIB)
@@ -141,23 +156,25 @@ def test_the_accumulation_that_is_found_fits_and_a_smaller_one_does_not(share):
     foot = footprint(c)
     capacity = share * foot.memory().total + foot.memory(accumulate=48).total
     found = needed_accumulation(c, capacity)
-    assert c.batch_size % found == 0 and check_memory(c.replace(accumulate=found), capacity).micro_batch == c.batch_size // found
+    assert c.batch_size % found == 0
+    assert check_memory(c.replace(accumulate=found), capacity).micro_batch == c.batch_size // found
     smaller = [n for n in range(1, found) if c.batch_size % n == 0]
     assert all(foot.memory(accumulate=n).total > capacity * (1 - RESERVE) for n in smaller)
 
 
-def test_the_error_is_one_line_that_names_need_capacity_and_mends_that_work():
+def test_the_error_is_one_line_that_names_need_capacity_and_fixes_that_work():
     c = config()
     capacity = 0.5 * predict_memory(c).total
     with pytest.raises(UserError) as e: check_memory(c, capacity)
     text = str(e.value)
     assert '\n' not in text and '48 boards x 6 iterations' in text and f'{capacity / GIB:.4g} GiB' in text
-    mends = dict(part.split('=') for part in text.split('mend: ')[1].split(', or ') if '=' in part)
-    assert set(mends) == {'accumulate', 'iterations'} and 'checkpointed iterations' in text
-    for name, value in mends.items(): check_memory(c.replace(**{name: value}), capacity)
+    fixes = dict(part.split('=') for part in text.split('fix: ')[1].split(', or ') if '=' in part)
+    assert set(fixes) == {'accumulate', 'iterations'} and 'checkpointed iterations' in text
+    for name, value in fixes.items():
+        check_memory(c.replace(**{name: value}), capacity)
 
 
 def test_the_run_that_the_log_lost():
     lost = LoopedConfig(batch_size=8192, precision='bfloat16', recurrence='add', input_once=('puzzle',))
-    with pytest.raises(UserError, match='mend: accumulate=2, or iterations='): check_memory(lost, 139.8 * GIB)
+    with pytest.raises(UserError, match='fix: accumulate=2, or iterations='): check_memory(lost, 139.8 * GIB)
     assert check_memory(lost.replace(batch_size=4096), 139.8 * GIB).total < 139.8 * GIB

@@ -90,7 +90,7 @@ class Trajectory:
         "The iteration of the last change of the answer, from 1; 0 for a board without blanks."
         return (self.changed * torch.arange(1, len(self.changed) + 1, device=self.changed.device)[:, None]).amax(0)
 
-    def freeze_layout(self, last:int, # iterations without a change that count as rest
+    def settled(self, last:int, # iterations without a change that count as rest
                ) -> Tensor: # bool `(batch,)`
         "Is the answer a fixed point, as far as the last iterations tell?"
         if not 1 <= last < len(self.changed):

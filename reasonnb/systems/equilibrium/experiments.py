@@ -11,27 +11,36 @@ from .claims import CLAIMS
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #79ef0181
 SCALES = {
-    'smoke': dict(data='digits', train_images=256, d_model=16, heads=2, d_ff=32, batch_size=32, epochs=2, iterations=6, nudged_iterations=6),
-    'laptop': dict(train_images=12_800, d_model=64, heads=4, d_ff=256, batch_size=64, iterations=12, nudged_iterations=12),
+    'smoke': dict(data='digits', train_images=256, d_model=16, heads=2, d_ff=32, batch_size=32, epochs=2,
+                  iterations=6, nudged_iterations=6),
+    'laptop': dict(train_images=12_800, d_model=64, heads=4, d_ff=256, batch_size=64,
+                   iterations=12, nudged_iterations=12),
     'h200': dict(iterations=20, nudged_iterations=20),
     'log': {},
 }
 
-def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
+def at(log:dict|None=None, # further changes at scales log and h200
+       laptop:dict|None=None, # further changes at scale laptop
+       smoke:dict|None=None, # further changes at scale smoke
+      ) -> dict: # scale -> fields
     "Further changes by scale; h200 has the log's."
     given = dict(log=log, h200=log, laptop=laptop, smoke=smoke)
     return {scale: fields for scale, fields in given.items() if fields}
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #a78fe973
-_WIDER = at(dict(d_model=512, heads=16, d_ff=2048), dict(d_model=128, heads=8, d_ff=512), dict(d_model=32, heads=4, d_ff=64))
+_WIDER = at(dict(d_model=512, heads=16, d_ff=2048), dict(d_model=128, heads=8, d_ff=512),
+            dict(d_model=32, heads=4, d_ff=64))
 _LONGER = at(dict(epochs=50), dict(epochs=30), dict(epochs=4))
+_WIDER_AND_LONGER = {scale: _WIDER[scale] | _LONGER[scale] for scale in _WIDER}
 _COSINE = dict(schedule='cosine')
 _WARM = at(dict(warmup=430), dict(warmup=200), dict(warmup=2))
 LOG = (
     Experiment('beta_0_22_fixed', note='What the log does not say is from the code that its authors published.'),
     *(Experiment(f'beta_0_{b}_fixed', 'beta_0_22_fixed', dict(beta=b / 100)) for b in (20, 21, 23, 24, 25, 26)),
-    Experiment('beta_0_20_annealed', 'beta_0_20_fixed', dict(beta=.3, beta_end=.2), note='From 0.3, in equal steps from epoch to epoch.'),
-    Experiment('eq_ref_width128', 'eq_work_width256', at=at(dict(d_model=128, d_ff=512), dict(d_model=32, d_ff=128), dict(d_model=8, d_ff=16)),
+    Experiment('beta_0_20_annealed', 'beta_0_20_fixed', dict(beta=.3, beta_end=.2),
+               note='From 0.3, in equal steps from epoch to epoch.'),
+    Experiment('eq_ref_width128', 'eq_work_width256',
+               at=at(dict(d_model=128, d_ff=512), dict(d_model=32, d_ff=128), dict(d_model=8, d_ff=16)),
                note='Half of the width.'),
     Experiment('eq_ref_no_dropout', 'eq_work_dropout', dict(dropout=0.)),
     Experiment('eq_ref_symmetric', 'eq_gap2_symmetry', dict(tied=True, dropout=0.), note='The mode has no dropout.'),
@@ -39,81 +48,119 @@ LOG = (
 )
 PLANS = (
     Experiment('eq_exc_slow', 'beta_0_22_fixed', dict(beta=.25, beta_end=.24), _LONGER),
-    Experiment('eq_exc_late', 'beta_0_20_annealed', at=at(dict(epochs=30, beta_from=20), dict(beta_from=10), dict(beta_from=1)),
+    Experiment('eq_exc_late', 'beta_0_20_annealed',
+               at=at(dict(epochs=30, beta_from=20), dict(beta_from=10), dict(beta_from=1)),
                note='The change begins when two thirds are over.'),
     Experiment('eq_fail_low_beta', 'beta_0_22_fixed', dict(beta=.1)),
     Experiment('eq_fail_high_beta', 'beta_0_22_fixed', dict(beta=.5)),
     Experiment('eq_try1_longer', 'beta_0_22_fixed', at=_LONGER),
     Experiment('eq_try2_scale', 'beta_0_22_fixed', at=_WIDER),
     Experiment('eq_try3_lr', 'beta_0_22_fixed', _COSINE, _WARM),
-    Experiment('eq_rec_speed', 'beta_0_22_fixed', dict(compile=True), note='Of its three advices the one with a number.'),
-    Experiment('eq_no_layernorm', 'beta_0_22_fixed', dict(norm='none'), note='Not in the log, whose block has layer norms although it plans to try them.'),
-    Experiment('eq_take4_gap94', 'eq_try3_lr', at={scale: _WIDER[scale] | _LONGER[scale] for scale in _WIDER} | dict(laptop=dict(d_model=96, d_ff=384, epochs=24)),
+    Experiment('eq_rec_speed', 'beta_0_22_fixed', dict(compile=True),
+               note='Of its three pieces of advice the one with a number.'),
+    Experiment('eq_no_layernorm', 'beta_0_22_fixed', dict(norm='none'),
+               note='Not in the log, whose block has layer norms although it plans to try them.'),
+    Experiment('eq_take4_gap94', 'eq_try3_lr',
+               at=_WIDER_AND_LONGER | dict(laptop=dict(d_model=96, d_ff=384, epochs=24)),
                note='Wider, longer and with a cosine.'),
 )
-_SAME = dict.fromkeys(('eq_disc2_best_beta', 'eq_work_beta022', 'eq_work_width256', 'eq_work_dropout', 'eq_gap2_symmetry', 'eq_gap3_memory', 'eq_rec_accuracy'),
-                      'beta_0_22_fixed') | dict(eq_disc5_fixed_vs_schedule='beta_0_20_annealed', eq_day1_long='eq_try1_longer', eq_day2_wide='eq_try2_scale')
+_SAME = dict.fromkeys(('eq_disc2_best_beta', 'eq_work_beta022', 'eq_work_width256', 'eq_work_dropout',
+                       'eq_gap2_symmetry', 'eq_gap3_memory', 'eq_rec_accuracy'), 'beta_0_22_fixed')
+_SAME |= dict(eq_disc5_fixed_vs_schedule='beta_0_20_annealed', eq_day1_long='eq_try1_longer',
+              eq_day2_wide='eq_try2_scale')
 NAMES = (
     *(Experiment(slug, base, note='That run.') for slug, base in _SAME.items()),
     Experiment('eq_day3_seeds', 'beta_0_22_fixed', note='That run, with five seeds.'),
-    Experiment('eq_try4_layernorm', 'beta_0_22_fixed', note='The block has layer norms already; see eq_no_layernorm.'),
+    Experiment('eq_try4_layernorm', 'beta_0_22_fixed',
+               note='The block has layer norms already; see eq_no_layernorm.'),
     Experiment('eq_exc_reinit', 'beta_0_20_annealed', note='Each free phase starts at zero in any case.'),
 )
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #c8b1d8ea
 LADDER = (
-    *(Experiment(f'eq_damping_{str(d).replace(".", "_")}', 'beta_0_22_fixed', dict(damping=d), note='Control: the log has 0.8 and calls it proven.') for d in (.5, 1.)),
-    Experiment('eq_rule_per_sample', 'eq_ref_no_dropout', dict(nudge='sample'), note='Each image is nudged by its own cost.'),
-    Experiment('eq_rule_vector_field', 'eq_rule_per_sample', dict(estimator='vector_field'), note='The displacement in the place of the regression.'),
-    Experiment('eq_rule_asymmetric', 'eq_rule_vector_field', dict(estimator='asymmetric'), at(laptop=dict(nudged_iterations=6)),
-               'Exact for maps without an energy; the map contracts so well that half of the iterations do.'),
-    Experiment('eq_rule_implicit', 'eq_rule_vector_field', dict(estimator='implicit'), note='The gradient by its own equation.'),
+    Experiment('eq_damping_0_5', 'beta_0_22_fixed', dict(damping=.5),
+               note='Control: the log has 0.8 and calls it proven.'),
+    Experiment('eq_damping_1_0', 'beta_0_22_fixed', dict(damping=1.),
+               note='Control: the log has 0.8 and calls it proven.'),
+    Experiment('eq_rule_per_sample', 'eq_ref_no_dropout', dict(nudge='sample'),
+               note='Each image is nudged by its own cost.'),
+    Experiment('eq_rule_vector_field', 'eq_rule_per_sample', dict(estimator='vector_field'),
+               note='The displacement in place of the regression.'),
+    Experiment('eq_rule_asymmetric', 'eq_rule_vector_field', dict(estimator='asymmetric'),
+               at=at(laptop=dict(nudged_iterations=6)),
+               note='Exact for maps without an energy; the map contracts so well that half of the iterations do.'),
+    Experiment('eq_rule_implicit', 'eq_rule_vector_field', dict(estimator='implicit'),
+               note='The gradient by its own equation.'),
     Experiment('eq_rule_backprop', 'eq_rule_implicit', dict(estimator='bptt'), note='Through all iterations.'),
-    Experiment('eq_rule_clipped', 'eq_rule_implicit', dict(spectral_clip=1.), note='And a map that cannot stop contracting.'),
-    Experiment('eq_rule_dropout_exact', 'beta_0_22_fixed', dict(estimator='implicit'), note='Control: the exact equation at a point that dropout keeps from resting.'),
+    Experiment('eq_rule_clipped', 'eq_rule_implicit', dict(spectral_clip=1.),
+               note='And a map that cannot stop contracting.'),
+    Experiment('eq_rule_dropout_exact', 'beta_0_22_fixed', dict(estimator='implicit'),
+               note='Control: the exact equation at a state that dropout keeps from its fixed point.'),
     *(Experiment(f'eq_beta_{name}', 'beta_0_22_fixed', dict(beta=beta), note="Control: far outside the log's sweep.")
       for name, beta in (('0_02', .02), ('2', 2.), ('14', 14.))),
 )
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #92c243ef
-_TOKENS = dict(patch=10, stride=6, d_model=64, heads=4, d_ff=256, batch_size=128, epochs=6, eval_every=50, iterations=12, nudged_iterations=10)
+_TOKENS = dict(patch=10, stride=6, d_model=64, heads=4, d_ff=256, batch_size=128, epochs=6, eval_every=50,
+               iterations=12, nudged_iterations=10)
+_MORE_TOKENS = _TOKENS | dict(d_model=128, d_ff=512, epochs=15, eval_every=200)
 CAUSE = (
-    Experiment('eq_collapse', 'beta_0_22_fixed', dict(network='self', dropout=0., estimator='implicit', nudge='sample', lr=3e-3, clip=1.),
-               at(_TOKENS | dict(d_model=128, d_ff=512, epochs=15, eval_every=200), _TOKENS, dict(patch=4, stride=2)), 'Not in the log: a map of several tokens whose weights may grow.'),
+    Experiment('eq_collapse', 'beta_0_22_fixed',
+               dict(network='self', dropout=0., estimator='implicit', nudge='sample', lr=3e-3, clip=1.),
+               at=at(_MORE_TOKENS, _TOKENS, dict(patch=4, stride=2)),
+               note='Not in the log: a map of several tokens whose weights may grow.'),
     Experiment('eq_collapse_clipped', 'eq_collapse', dict(spectral_clip=1.), note='The same map, kept contracting.'),
 )
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #4795f270
-_DIGITS = dict(data='digits', network='energy', patch=4, stride=2, attention='softmax', dropout=0., readout='flat', spectral_clip=.9,
-               estimator='ep_symmetric', nudge='sample', beta=.5, lr=3e-3, weight_decay=.01, clip=1., schedule='cosine')
-_SIZE = {'smoke': dict(train_images=640, d_model=24, heads=2, d_ff=48, batch_size=32, epochs=3, iterations=10, nudged_iterations=5, warmup=10)} | dict.fromkeys(
-    ('laptop', 'h200', 'log'), dict(train_images=0, d_model=48, heads=4, head_size=12, d_ff=96, batch_size=64, epochs=20, iterations=20, nudged_iterations=8, warmup=30))
-_BIG = dict(d_model=128, heads=8, head_size=16, d_ff=512, batch_size=256, epochs=30, warmup=400, patch=8, stride=4, iterations=20, nudged_iterations=8)
-_MNIST = dict(laptop=dict(data='mnist', d_model=64, heads=4, head_size=16, d_ff=256, patch=8, stride=4, epochs=8, batch_size=128,
-                         iterations=10, nudged_iterations=4, warmup=200, shift=1),
+_DIGITS = dict(data='digits', network='energy', patch=4, stride=2, attention='softmax', dropout=0., readout='flat',
+               spectral_clip=.9, estimator='ep_symmetric', nudge='sample', beta=.5, lr=3e-3, weight_decay=.01,
+               clip=1., schedule='cosine')
+_SIZE = dict(smoke=dict(train_images=640, d_model=24, heads=2, d_ff=48, batch_size=32, epochs=3, iterations=10,
+                        nudged_iterations=5, warmup=10))
+_SIZE |= dict.fromkeys(('laptop', 'h200', 'log'), dict(
+    train_images=0, d_model=48, heads=4, head_size=12, d_ff=96, batch_size=64, epochs=20, iterations=20,
+    nudged_iterations=8, warmup=30))
+_BIG = dict(d_model=128, heads=8, head_size=16, d_ff=512, batch_size=256, epochs=30, warmup=400, patch=8, stride=4,
+            iterations=20, nudged_iterations=8)
+_MNIST = dict(laptop=dict(data='mnist', d_model=64, heads=4, head_size=16, d_ff=256, patch=8, stride=4, epochs=8,
+                          batch_size=128, iterations=10, nudged_iterations=4, warmup=200, shift=1),
               h200=dict(data='mnist', shift=2) | _BIG, log=dict(data='mnist', shift=2) | _BIG)
-_MAPS = dict(data='mnist', train_images=0, patch=5, d_model=32, layers=3, batch_size=128, epochs=20, iterations=40, nudged_iterations=15, warmup=400, shift=2, spectral_clip=2.4)
-_CONV = dict(smoke=dict(patch=3, d_model=8, epochs=4, spectral_clip=2.4),
-             laptop=_MAPS | dict(d_model=16, layers=2, batch_size=64, epochs=4, iterations=16, nudged_iterations=6, warmup=100, shift=1, lr=.01),
-             h200=_MAPS, log=_MAPS)
+_MAPS = dict(data='mnist', train_images=0, patch=5, d_model=32, layers=3, batch_size=128, epochs=20, iterations=40,
+             nudged_iterations=15, warmup=400, shift=2, spectral_clip=2.4)
+_SMALL_MAPS = _MAPS | dict(d_model=16, layers=2, batch_size=64, epochs=4, iterations=16, nudged_iterations=6,
+                           warmup=100, shift=1, lr=.01)
+_CONV = dict(smoke=dict(patch=3, d_model=8, epochs=4, spectral_clip=2.4), laptop=_SMALL_MAPS, h200=_MAPS, log=_MAPS)
+_VARIANTS = (
+    ('backprop', dict(estimator='bptt'), 'The same network through time.'),
+    ('implicit', dict(estimator='implicit'), 'The same network by the equation of its gradient.'),
+    ('one_sided', dict(estimator='ep_one_sided'), 'Two phases instead of three.'),
+    ('linear', dict(attention='linear'), 'Linear attention.'),
+    ('no_attention', dict(attention='none'), 'Memories only.'),
+    ('free', dict(spectral_clip=0.), 'Weights may grow.'),
+    ('shifted', dict(shift=1), 'Images moved by up to a pixel.'),
+    ('warped', dict(warp=.12), 'Images under random affine maps.'),
+    ('jitter', dict(jitter=.5), 'Noise on the pixels.'),
+)
 BETTER = (
     Experiment('equilibrium', '', _DIGITS, _SIZE, note='Not in the log: an energy transformer on digits.'),
-    *(Experiment(f'equilibrium_{name}', 'equilibrium', change, note=note) for name, change, note in (
-        ('backprop', dict(estimator='bptt'), 'The same network through time.'),
-        ('implicit', dict(estimator='implicit'), 'The same network by the equation of its gradient.'),
-        ('one_sided', dict(estimator='ep_one_sided'), 'Two phases instead of three.'), ('linear', dict(attention='linear'), 'Linear attention.'),
-        ('no_attention', dict(attention='none'), 'Memories only.'), ('free', dict(spectral_clip=0.), 'Weights may grow.'),
-        ('shifted', dict(shift=1), 'Images moved by up to a pixel.'), ('warped', dict(warp=.12), 'Images seen through random affine maps.'), ('jitter', dict(jitter=.5), 'Noise on the pixels.'))),
-    Experiment('equilibrium_mnist', 'equilibrium', at=_MNIST, note='The same on MNIST; at scale smoke digits stand in.'),
+    *(Experiment(f'equilibrium_{name}', 'equilibrium', change, note=note) for name, change, note in _VARIANTS),
+    Experiment('equilibrium_mnist', 'equilibrium', at=_MNIST,
+               note='The same on MNIST; at scale smoke digits take its place.'),
     Experiment('equilibrium_mnist_backprop', 'equilibrium_mnist', dict(estimator='bptt')),
-    Experiment('equilibrium_digits_conv', 'equilibrium', dict(network='conv', patch=3, stride=1, d_model=8, spectral_clip=4., lr=.01), note='Convolutional Hopfield network on digits.'),
-    Experiment('equilibrium_digits_warped', 'equilibrium_digits_conv', dict(warp=.12), dict.fromkeys(('laptop', 'h200', 'log'), dict(d_model=16, epochs=40)),
-               'That network, twice as wide, on images seen through random affine maps.'),
-    Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), _CONV, 'Convolutional Hopfield network on MNIST.'),
+    Experiment('equilibrium_digits_conv', 'equilibrium',
+               dict(network='conv', patch=3, stride=1, d_model=8, spectral_clip=4., lr=.01),
+               note='Convolutional Hopfield network on digits.'),
+    Experiment('equilibrium_digits_warped', 'equilibrium_digits_conv', dict(warp=.12),
+               at=dict.fromkeys(('laptop', 'h200', 'log'), dict(d_model=16, epochs=40)),
+               note='That network, twice as wide, on images under random affine maps.'),
+    Experiment('equilibrium_conv', 'equilibrium', dict(network='conv'), at=_CONV,
+               note='Convolutional Hopfield network on MNIST.'),
     Experiment('equilibrium_conv_backprop', 'equilibrium_conv', dict(estimator='bptt')),
 )
 EXPERIMENTS = LOG + PLANS + NAMES + LADDER + CAUSE + BETTER
 
 # %% ../../../nbs/systems/equilibrium/09_experiments.ipynb #bac64adc
-SYSTEM = System(name='equilibrium', logs=('equilibrium',), config='reasonnb.systems.equilibrium.config:EquilibriumConfig', scales=SCALES,
-                experiments=EXPERIMENTS, build='reasonnb.systems.equilibrium.task:EquilibriumTask', job='jobs/equilibrium.ipynb', claims=CLAIMS)
+SYSTEM = System(name='equilibrium', logs=('equilibrium',), scales=SCALES, experiments=EXPERIMENTS, claims=CLAIMS,
+                config='reasonnb.systems.equilibrium.config:EquilibriumConfig',
+                build='reasonnb.systems.equilibrium.task:EquilibriumTask', job='jobs/equilibrium.ipynb')

@@ -14,32 +14,40 @@ from torch import Tensor, nn
 
 from ...core.config import UserError, unknown
 from ...nn.blocks import Attention
-from .energy import Tokens
+from .network import Tokens
 
 # %% ../../../nbs/systems/equilibrium/02_vector_field.ipynb #1320938c
 class Block(Tokens):
     "Base of blocks with `attention` and a feed-forward part `up`, `down`."
     def clipped(self) -> list[tuple[Tensor, float]]:
         "All matrices of the block; those that write into the state get a smaller share."
-        reads, writes = (self.attention.query, self.attention.key, self.attention.value, self.up), (self.attention.out, self.down)
-        found = {id(x.weight): (x.weight, share) for xs, share in ((reads, 1.), (writes, .6)) for x in xs if hasattr(x, 'weight')}
+        reads = self.attention.query, self.attention.key, self.attention.value, self.up
+        writes = self.attention.out, self.down
+        shares = [(layer, 1.) for layer in reads] + [(layer, .6) for layer in writes]
+        found = {id(layer.weight): (layer.weight, share) for layer, share in shares if hasattr(layer, 'weight')}
         return list(found.values())
 
 # %% ../../../nbs/systems/equilibrium/02_vector_field.ipynb #cf1206f2
 class CrossBlock(Block):
-    "The log's block: each state token asks the clamped input, then a feed-forward part; no energy."
+    "The log's block: each state token attends to the clamped input, then a feed-forward part; no energy."
     def __init__(self, image:tuple[int, int, int]=(1, 8, 8), # channels, height, width
-                 patch:int=8, stride:int=1, width:int=64, heads:int=4,
-                 hidden:int=256, # feed-forward units
-                 attention:Literal['softmax', 'linear']='linear',
-                 dropout:float=0., # inside the map, in training mode; the log has 0.1
+                 patch:int=8, # side of a square, pixels
+                 stride:int=1, # pixels from one square to the next
+                 width:int=64, # numbers per token
+                 heads:int=4, # number of heads
+                 hidden:int=256, # number of feed-forward units
+                 attention:Literal['softmax', 'linear']='linear', # form of the attention
+                 dropout:float=0., # share of hidden units set to zero in training; the log has 0.1
                  norm:Literal['all', 'last', 'none']='all', # which layer norms there are
                  tied:bool=False, # the log's symmetric mode, linear attention only
-                 classes:int=10, clip:float=0., # largest singular value, 0 = free
-                 readout:Literal['flat', 'mean']='flat'):
-        super().__init__(image, patch, stride, width, classes, clip, readout)
+                 classes:int=10, # number of classes
+                 clip:float=0., # largest singular value of the matrices, 0 = no limit
+                 readout:Literal['flat', 'mean']='flat', # input of the readout: all tokens side by side, or their mean
+                ):
+        super().__init__(image, patch, stride, width=width, classes=classes, clip=clip, readout=readout)
         if norm not in ('all', 'last', 'none'): raise unknown('norm', norm, ['all', 'last', 'none'])
-        if tied and attention != 'linear': raise UserError(f"tied=True goes with attention='linear', not {attention!r}")
+        if tied and attention != 'linear':
+            raise UserError(f"tied=True goes with attention='linear', not {attention!r}")
         self.attention, self.dropout, self.tied = Attention(width, heads, attention), dropout, tied
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         inner, last = norm == 'all' and not tied, norm != 'none' and not tied
@@ -47,28 +55,37 @@ class CrossBlock(Block):
         if tied:  # the tied partners are not parameters of their own
             self.attention.value, self.attention.out, self.down = self.attention.key, nn.Identity(), nn.Identity()
 
-    def field(self, h:Tensor, u:Tensor) -> Tensor: # `(batch, tokens, width)`
+    def field(self, h:Tensor, # state, (batch, tokens, width)
+              u:Tensor, # drive, (batch, tokens, width)
+             ) -> Tensor: # (batch, tokens, width)
         "One block."
         if self.tied:
-            heard = self.attention(h, u) @ self.attention.query.weight
-            return torch.tanh(h + heard + torch.tanh(self.up(h)) @ self.up.weight)
+            attended = self.attention(h, u) @ self.attention.query.weight
+            return torch.tanh(h + attended + torch.tanh(self.up(h)) @ self.up.weight)
         h = h + self.attention(self.norms[0](h), u)
         hidden = F.dropout(F.gelu(self.up(self.norms[1](h))), self.dropout, self.training)
         return self.norms[2](h + self.down(hidden))
 
 # %% ../../../nbs/systems/equilibrium/02_vector_field.ipynb #058d4527
 class SelfBlock(Block):
-    "State tokens ask each other, driven by the patches; no energy."
+    "State tokens attend to each other, driven by the patches; no energy."
     def __init__(self, image:tuple[int, int, int]=(1, 8, 8), # channels, height, width
-                 patch:int=4, stride:int=2, width:int=64, heads:int=4,
-                 hidden:int=256, # feed-forward units
-                 attention:Literal['softmax', 'linear']='linear',
-                 classes:int=10, clip:float=1., # largest singular value, 0 = free
-                 readout:Literal['flat', 'mean']='flat'):
-        super().__init__(image, patch, stride, width, classes, clip, readout)
+                 patch:int=4, # side of a square, pixels
+                 stride:int=2, # pixels from one square to the next
+                 width:int=64, # numbers per token
+                 heads:int=4, # number of heads
+                 hidden:int=256, # number of feed-forward units
+                 attention:Literal['softmax', 'linear']='linear', # form of the attention
+                 classes:int=10, # number of classes
+                 clip:float=1., # largest singular value of the matrices, 0 = no limit
+                 readout:Literal['flat', 'mean']='flat', # input of the readout: all tokens side by side, or their mean
+                ):
+        super().__init__(image, patch, stride, width=width, classes=classes, clip=clip, readout=readout)
         self.attention, self.norm = Attention(width, heads, attention), nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
-    def field(self, h:Tensor, u:Tensor) -> Tensor: # `(batch, tokens, width)`
+    def field(self, h:Tensor, # state, (batch, tokens, width)
+              u:Tensor, # drive, (batch, tokens, width)
+             ) -> Tensor: # (batch, tokens, width)
         "One block."
         return self.norm(u + self.attention(h, h) + self.down(F.gelu(self.up(h))))

@@ -15,94 +15,127 @@ from ...sudoku.data_config import ALL
 from .config import SCALES, LoopedConfig
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #51fb3dec
-def at(log:dict|None=None, laptop:dict|None=None, smoke:dict|None=None) -> dict:
+def at(log:dict|None=None, # further changes at scale log
+       laptop:dict|None=None, # further changes at scale laptop
+       smoke:dict|None=None, # further changes at scale smoke
+      ) -> dict: # scale -> fields
     "Further changes by scale; h200 and laptop9 take a section's idea with their own sizes."
     return {scale: fields for scale, fields in (('log', log), ('laptop', laptop), ('smoke', smoke)) if fields}
 
 OFF_LOG = ('smoke', 'laptop', 'laptop9', 'h200')
 
-def back_to_scale(*names:str) -> dict:
+def back_to_scale(*names:str) -> dict: # scale -> fields
     "Give some fields the values of the scale again, off scale log."
     defaults = LoopedConfig().to_dict()
     return {scale: {name: SCALES[scale].get(name, defaults[name]) for name in names} for scale in OFF_LOG}
 
+_ITERATIONS = {scale: SCALES[scale].get('iterations', 16) for scale in SCALES}  # trained iterations of the baseline
+_EQUAL_FLOP = {scale: dict(steps=SCALES[scale].get('steps', 100_000) * n) for scale, n in _ITERATIONS.items()}
+_HALF_DEPTH = dict.fromkeys(('log', 'h200'), dict(layers=2)) | dict.fromkeys(('laptop', 'laptop9'), dict(layers=1))
 FIRST = (
-    Experiment('baseline', note='The log gives neither learning rate nor dropout; they are those of the code its authors published later.'),
+    Experiment('baseline', note='The log gives neither learning rate nor dropout; '
+                                'they are those of the code its authors published later.'),
     Experiment('no_iteration', 'baseline', dict(iterations=1)),
-    Experiment('no_iteration_equal_flop', 'no_iteration', at={scale: dict(steps=SCALES[scale].get('steps', 100_000) * n)
-               for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))},
-               note='Not in the log: a single pass with the arithmetic of the baseline.'),
+    Experiment('no_iteration_equal_flop', 'no_iteration', at=_EQUAL_FLOP,
+               note='Not in the log: a single iteration with the arithmetic of the baseline.'),
     Experiment('no_intermediate', 'baseline', dict(supervise='last')),
     Experiment('no_sudoku_pos', 'baseline', dict(position='cells'),
-               note='A learned vector per cell, as in the position study: without any position all blanks would get one answer, and the log solves 409.'),
+               note='A learned vector per cell, as in the position study: without any position all blanks would get '
+                    'one answer, and the log solves 409.'),
     Experiment('proj_add', 'baseline', dict(inputs='project_add')),
-    Experiment('proj_add_original', 'baseline', dict(inputs='project_add'), note='The same configuration as its rerun; what differs is the seed.'),
+    Experiment('proj_add_original', 'baseline', dict(inputs='project_add'),
+               note='The same configuration as its rerun; what differs is the seed.'),
     Experiment('proj_add_rerun', 'proj_add_original'),
     Experiment('proj_concat', 'baseline', dict(inputs='project_concat')),
-    Experiment('middle1', 'baseline', dict(untied_stacks=2), at(dict(layers=2), dict(layers=1)) | dict(h200=dict(layers=2), laptop9=dict(layers=1))),
-    Experiment('middle2', 'baseline', dict(untied_stacks=4, layers=1), {scale: dict(d_ff=48) for scale in ('laptop', 'laptop9')},
+    Experiment('middle1', 'baseline', dict(untied_stacks=2), _HALF_DEPTH),
+    Experiment('middle2', 'baseline', dict(untied_stacks=4, layers=1),
+               at={scale: dict(d_ff=48) for scale in ('laptop', 'laptop9')},
                note='The laptop network has two layers, so half of one is left: one layer with a quarter of the MLP.'),
-    Experiment('unrolled', 'baseline', at={scale: dict(untied_stacks=n) for scale, n in (('smoke', 4), ('laptop', 6), ('laptop9', 6), ('h200', 16), ('log', 16))}),
-    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_row_col_box'), note='Sines of row, column and box, summed, as in the code that the authors published.'),
+    Experiment('unrolled', 'baseline', at={scale: dict(untied_stacks=n) for scale, n in _ITERATIONS.items()}),
+    Experiment('sinusoidal_pos', 'baseline', dict(position='sinusoidal_row_col_box'),
+               note='Sines of row, column and box, summed, as in the code that the authors published.'),
     Experiment('rope_2d', 'baseline', dict(position='rope')),
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #a47d8903
-POSITION_STUDY = tuple(Experiment(f'pos_{kind}', 'baseline', dict(position=kind), note="Around the log's separate position study.")
-                       for kind in ('none', 'row_col', 'sinusoidal', 'relative', 'alibi'))
+POSITION_STUDY = tuple(
+    Experiment(f'pos_{kind}', 'baseline', dict(position=kind), note="Around the log's separate position study.")
+    for kind in ('none', 'row_col', 'sinusoidal', 'relative', 'alibi'))
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #c112b454
 _PLAIN = dict(schedule='constant', warmup=0, lr=4e-3, steps=600, eval_every=50)
-_RATED = dict(puzzles=600_000, train_puzzles=40_000, balanced_train=(0., 1.), balanced_test=(0., 1., 3.), validation_puzzles=300,
-              answer_iterations=16, steps=900, eval_every=75)
-_SIX_LEVELS = dict(difficulty=ALL, train_puzzles=600_000, balanced_train=(0., 1., 2., 3., 4., 5.), test_puzzles=6_000, balanced_test=(0., 1., 2., 3., 4., 5.))
+_RATED = dict(puzzles=600_000, train_puzzles=40_000, balanced_train=(0., 1.), balanced_test=(0., 1., 3.),
+              validation_puzzles=300, answer_iterations=16, steps=900, eval_every=75)
+_SIX_LEVELS = dict(difficulty=ALL, train_puzzles=600_000, balanced_train=(0., 1., 2., 3., 4., 5.),
+                   test_puzzles=6_000, balanced_test=(0., 1., 2., 3., 4., 5.))
+_LAPTOP_RATED = SCALES['laptop'] | _RATED | dict(sam_rho=0.)
 _FEW = at(dict(train_puzzles=100_000, balanced_train=(0., 1., 2., 3., 4.)), dict(train_puzzles=4_000))
+_SMALL_BATCHES = at(dict(precision='bfloat16'), _PLAIN | dict(batch_size=8))
+_ONLY_HARD = {scale: dict(phases=((0., 1., 1e9),)) for scale in OFF_LOG} | at(
+    dict(train_puzzles=0, balanced_train=(), phases=((0., 3., 1e9),)),
+    dict(train_puzzles=40_000, phases=((0., 1., 1e9),)))
 LEVELS = (
-    Experiment('batch_scaling_easy', 'baseline', at=at(dict(precision='bfloat16'), _PLAIN | dict(batch_size=8)), note='The common recipe of the study.'),
-    Experiment('bs128_easy', 'baseline', at=at(dict(precision='bfloat16'), _PLAIN | dict(batch_size=8))),
+    Experiment('batch_scaling_easy', 'baseline', at=_SMALL_BATCHES, note='The common recipe of the study.'),
+    Experiment('bs128_easy', 'baseline', at=_SMALL_BATCHES),
     Experiment('bs256_easy', 'bs128_easy', at=at(dict(batch_size=256), dict(batch_size=16))),
     Experiment('bs512_easy', 'bs256_easy', at=at(dict(batch_size=512), dict(batch_size=32))),
-    Experiment('sam', 'batch_scaling_easy', dict(sam_rho=0.05), at(dict(batch_size=512), dict(batch_size=32)), note="SAM's radius is not in the log; 0.05 is the paper's."),
+    Experiment('sam', 'batch_scaling_easy', dict(sam_rho=0.05), at(dict(batch_size=512), dict(batch_size=32)),
+               note="SAM's radius is not in the log; 0.05 is the paper's."),
     Experiment('sam_bs256', 'bs256_easy', dict(sam_rho=0.05)),
     Experiment('sam_bs512', 'bs512_easy', dict(sam_rho=0.05)),
-    Experiment('mixed_easy_study', 'sam_bs512', at=at(_SIX_LEVELS | _FEW['log'], SCALES['laptop'] | _RATED | dict(sam_rho=0.) | _FEW['laptop']),
+    Experiment('mixed_easy_study', 'sam_bs512', at=at(_SIX_LEVELS | _FEW['log'], _LAPTOP_RATED | _FEW['laptop']),
                note='The common recipe of the study.'),
-    Experiment('easy_only_zero_shot', 'sam_bs512', dict(phases=((0., 0., 0.),)), at(_SIX_LEVELS, SCALES['laptop'] | _RATED | dict(sam_rho=0.))),
+    Experiment('easy_only_zero_shot', 'sam_bs512', dict(phases=((0., 0., 0.),)), at(_SIX_LEVELS, _LAPTOP_RATED)),
     Experiment('mixed_100k', 'easy_only_zero_shot', dict(phases=()), _FEW),
-    Experiment('hard_only', 'mixed_100k', at={scale: dict(phases=((0., 1., 1e9),)) for scale in OFF_LOG} | {
-               'log': dict(train_puzzles=0, balanced_train=(), phases=((0., 3., 1e9),)), 'laptop': dict(train_puzzles=40_000, phases=((0., 1., 1e9),))}),
+    Experiment('hard_only', 'mixed_100k', at=_ONLY_HARD),
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #02a38a83
 _HARD_FIRST = ((0., 3., 1e9), (.2, 2., 1e9), (.4, 1., 1e9), (.6, 0., 1e9))  # Kaggle difficulty
 _EASY_FIRST = ((0., 0., 1.), (.2, 0., 2.), (.4, 0., 3.), (.6, 0., 4.), (.8, 0., 1e9))
 _LAPTOP_HARD, _LAPTOP_EASY = ((0., 1., 1e9), (.25, 0., 1e9)), ((0., 0., 0.), (.25, 0., 1e9))
-_MIXED_RECIPE = dict(difficulty=ALL, train_puzzles=0, test_puzzles=2_500, balanced_test=(0., 1., 2., 3., 4.), batch_size=512, sam_rho=0.05,
-                     precision='bfloat16')
+_MIXED_RECIPE = dict(difficulty=ALL, train_puzzles=0, test_puzzles=2_500, balanced_test=(0., 1., 2., 3., 4.),
+                     batch_size=512, sam_rho=0.05, precision='bfloat16')
 _CONSTANT = dict(schedule='constant', warmup=0, lr=4e-3)
-_PLAIN_BOARDS = back_to_scale('schedule', 'warmup', 'lr', 'phases', 'puzzles', 'train_puzzles', 'balanced_train', 'balanced_test', 'validation_puzzles', 'answer_iterations', 'steps', 'eval_every')
-_WIDER = at(dict(d_model=192, layers=6, heads=6, d_ff=768, batch_size=256), dict(d_model=72, layers=3, d_ff=288, batch_size=16))
+_PLAIN_BOARDS = back_to_scale('schedule', 'warmup', 'lr', 'phases', 'puzzles', 'train_puzzles', 'balanced_train',
+                              'balanced_test', 'validation_puzzles', 'answer_iterations', 'steps', 'eval_every')
+_WIDER = at(dict(d_model=192, layers=6, heads=6, d_ff=768, batch_size=256),
+            dict(d_model=72, layers=3, d_ff=288, batch_size=16))
+_DOUBLE_ITERATIONS = {scale: dict(iterations=2 * _ITERATIONS[scale]) for scale in OFF_LOG} | at(
+    dict(iterations=32, batch_size=256), dict(iterations=12, batch_size=16))
+
+def _in_phases(off_log:tuple, log:tuple) -> dict: # scale -> fields
+    "The phases of a curriculum, off scale log and at scale log."
+    return {scale: dict(phases=off_log) for scale in OFF_LOG} | dict(log=dict(phases=log))
+
 ORDER = (
-    Experiment('curriculum_mixed', '', at=at(_MIXED_RECIPE, _RATED | _CONSTANT), note="SAM's radius is not in the log; 0.05 is the paper's."),
-    Experiment('curriculum_study', 'mixed_100k', at=at(_MIXED_RECIPE | dict(balanced_train=()), dict(train_puzzles=40_000) | _CONSTANT), note='The common recipe of the study.'),
-    Experiment('curriculum_easy_hard', 'curriculum_mixed', at={scale: dict(phases=_LAPTOP_EASY) for scale in OFF_LOG} | {'log': dict(phases=_EASY_FIRST)}),
-    Experiment('curriculum_reverse', 'curriculum_mixed', at={scale: dict(phases=_LAPTOP_HARD) for scale in OFF_LOG} | {'log': dict(phases=_HARD_FIRST)}),
+    Experiment('curriculum_mixed', '', at=at(_MIXED_RECIPE, _RATED | _CONSTANT),
+               note="SAM's radius is not in the log; 0.05 is the paper's."),
+    Experiment('curriculum_study', 'mixed_100k',
+               at=at(_MIXED_RECIPE | dict(balanced_train=()), dict(train_puzzles=40_000) | _CONSTANT),
+               note='The common recipe of the study.'),
+    Experiment('curriculum_easy_hard', 'curriculum_mixed', at=_in_phases(_LAPTOP_EASY, _EASY_FIRST)),
+    Experiment('curriculum_reverse', 'curriculum_mixed', at=_in_phases(_LAPTOP_HARD, _HARD_FIRST)),
     Experiment('scale_model_192', 'curriculum_reverse', at=_WIDER),
-    Experiment('scaling_inconclusive', 'curriculum_reverse', at=_WIDER, note='Width and depth first; iterations are the other half.'),
-    Experiment('scale_iter32', 'curriculum_reverse', at={scale: dict(iterations=2 * SCALES[scale].get('iterations', 16)) for scale in OFF_LOG} | {
-               'log': dict(iterations=32, batch_size=256), 'laptop': dict(iterations=12, batch_size=16)}),
+    Experiment('scaling_inconclusive', 'curriculum_reverse', at=_WIDER,
+               note='Width and depth first; iterations are the other half.'),
+    Experiment('scale_iter32', 'curriculum_reverse', at=_DOUBLE_ITERATIONS),
     Experiment('failure_analysis', 'curriculum_reverse', at=_PLAIN_BOARDS,
-               note='A look at the unsolved boards of that model; on a laptop at those of the plain recipe.'),
+               note='The unsolved boards of that model; on a laptop those of the plain recipe.'),
     Experiment('recur_baseline', 'curriculum_reverse', at=_PLAIN_BOARDS,
                note='Off scale log the plain recipe: SAM and the order of difficulty have their own sections.'),
 )
 NOTES = (
     Experiment('recur_add', 'recur_baseline', dict(recurrence='add')),
     Experiment('recur_add_last', 'recur_add', dict(supervise='last'),
-               note='Not in the log: does a scratch pad make up for the missing loss of the earlier iterations?'),
-    Experiment('recurrence_study', 'curriculum_reverse', dict(recurrence='add'), _PLAIN_BOARDS, note='The study; its simplest variant.'),
-    *(Experiment(f'recur_{name}', 'recur_baseline', dict(recurrence=kind)) for name, kind in (('concat', 'concat'), ('gated', 'gated'), ('mem', 'memory'))),
-    Experiment('recur_concat_last', 'recur_concat', dict(supervise='last'), note='Not in the log: the same question for the best notes.'),
+               note='Not in the log: does a hidden state make up for the missing loss of the earlier iterations?'),
+    Experiment('recurrence_study', 'curriculum_reverse', dict(recurrence='add'), _PLAIN_BOARDS,
+               note='The study; its simplest variant.'),
+    Experiment('recur_concat', 'recur_baseline', dict(recurrence='concat')),
+    Experiment('recur_gated', 'recur_baseline', dict(recurrence='gated')),
+    Experiment('recur_mem', 'recur_baseline', dict(recurrence='memory')),
+    Experiment('recur_concat_last', 'recur_concat', dict(supervise='last'),
+               note='Not in the log: the same question for the best kind of hidden state.'),
     Experiment('recur_nopred_study', 'recurrence_study', dict(feedback=False), note='The study; its simplest variant.'),
     *(Experiment(f'recur_{name}_nopred', f'recur_{name}', dict(feedback=False)) for name in ('add', 'concat', 'mem')),
     Experiment('no_x_after_init', 'recur_add', dict(input_once=('puzzle',))),
@@ -111,53 +144,70 @@ NOTES = (
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #8970fbd3
-_EXTREME = dict(data='sudoku_extreme:train', train_puzzles=2_700_000, test_puzzles=25_000, balanced_test=(0., 1., 3., 11., 51.),
-                phases=((0., 51., 1e9), (.2, 11., 1e9), (.4, 1., 1e9), (.6, 0., 1e9)), steps=70_000, transfer='kaggle_3m', transfer_balanced=(0., 1., 2., 3., 4.))
+_EXTREME_TEST = (0., 1., 3., 11., 51.)  # lower edges of the rating buckets of Sudoku-Extreme
+_EXTREME = dict(data='sudoku_extreme:train', train_puzzles=2_700_000, test_puzzles=25_000,
+                balanced_test=_EXTREME_TEST, steps=70_000,
+                phases=((0., 51., 1e9), (.2, 11., 1e9), (.4, 1., 1e9), (.6, 0., 1e9)),
+                transfer='kaggle_3m', transfer_balanced=(0., 1., 2., 3., 4.))
 _EASY_EXTREME = ((0., 0., 2.), (.2, 0., 10.), (.4, 0., 50.), (.6, 0., 1e9))
-_TO_EXTREME = at(dict(transfer='sudoku_extreme:test', transfer_balanced=(0., 1., 3., 11., 51.)),
+_TO_EXTREME = at(dict(transfer='sudoku_extreme:test', transfer_balanced=_EXTREME_TEST),
                  dict(data='generated:12', transfer='generated', transfer_puzzles=30_000))
 _SMALL_BATCH = dict(schedule='constant', warmup=0, batch_size=16)
+_FROM_TEST = _EXTREME | dict(data='sudoku_extreme:test', train_puzzles=400_000, test_puzzles=22_000, steps=100_000)
+_DEEP = dict(d_model=256, layers=8, heads=8, d_ff=1024, accumulate=4)
 _LARGE = at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer='', transfer_puzzles=0))
 _SHORT = at(dict(steps=10_000), _RATED | dict(steps=350, eval_every=35, phases=_LAPTOP_HARD))
+_NESTED = at(dict(d_model=512, layers=2, lr=1e-4, iterations=1),
+             dict(iterations=1, layers=1, test_iterations=(2, 4, 8), lr=2e-3), dict(iterations=1))
+_TRM = at(dict(train_puzzles=1_000, iterations=16, ema=0.999, warmup=2_000),
+          dict(train_puzzles=200, iterations=3, ema=0.99, steps=350))
 DOMAINS = (
     Experiment('eval_extreme_baseline', 'recur_baseline', at=_TO_EXTREME),
     Experiment('eval_extreme_recur_add', 'eval_extreme_baseline', dict(recurrence='add')),
-    Experiment('kaggle_on_extreme', 'no_x_after_init', at=_TO_EXTREME | {'laptop': _TO_EXTREME['laptop'] | _SMALL_BATCH}),
-    Experiment('extreme_400k', 'kaggle_on_extreme', at=at(_EXTREME | dict(data='sudoku_extreme:test', train_puzzles=400_000, test_puzzles=22_000, steps=100_000),
-               dict(data='generated', transfer='generated:12', train_puzzles=4_000)),
+    Experiment('kaggle_on_extreme', 'no_x_after_init',
+               at=_TO_EXTREME | {'laptop': _TO_EXTREME['laptop'] | _SMALL_BATCH}),
+    Experiment('extreme_400k', 'kaggle_on_extreme',
+               at=at(_FROM_TEST, dict(data='generated', transfer='generated:12', train_puzzles=4_000)),
                note='The log took its 400 thousand boards from the test split before it knew of another.'),
     Experiment('extreme_2_7m', 'extreme_400k', at=at(_EXTREME, dict(train_puzzles=0))),
     Experiment('mlp_mixer', 'extreme_2_7m', dict(mixing='mlp')),
-    Experiment('scale_down', 'extreme_2_7m', at=at(dict(d_model=64, layers=2, heads=2, d_ff=256), dict(d_model=24, layers=1, d_ff=96))),
-    Experiment('scale_up_accum', 'extreme_2_7m', at=at(dict(d_model=256, layers=8, heads=8, d_ff=1024, accumulate=4), dict(d_model=72, layers=3, d_ff=288, accumulate=4))),
+    Experiment('scale_down', 'extreme_2_7m',
+               at=at(dict(d_model=64, layers=2, heads=2, d_ff=256), dict(d_model=24, layers=1, d_ff=96))),
+    Experiment('scale_up_accum', 'extreme_2_7m', at=at(_DEEP, dict(d_model=72, layers=3, d_ff=288, accumulate=4))),
     Experiment('scale_up_true_bs', 'scale_up_accum', dict(accumulate=1)),
-    Experiment('scale_wide', 'scale_up_true_bs', at=at(dict(d_model=512, layers=4, d_ff=2048), dict(d_model=90, layers=2, d_ff=360)),
+    Experiment('scale_wide', 'scale_up_true_bs',
+               at=at(dict(d_model=512, layers=4, d_ff=2048), dict(d_model=90, layers=2, d_ff=360)),
                note='The number of heads is not in the log; 8 as in the deep one.'),
     Experiment('bs2048', 'extreme_2_7m', at=at(dict(batch_size=2048), dict(batch_size=24))),
     Experiment('bs4096', 'bs2048', at=_LARGE),
     Experiment('bs_scaling_extreme', 'extreme_2_7m', at=_LARGE, note='The study; its largest batch.'),
     Experiment('bs4096_reverse_scaled', 'bs4096', at=_SHORT),
     Experiment('curriculum_large_batch', 'bs4096', at=_SHORT, note='The study; its better half.'),
-    Experiment('bs4096_regular_scaled', 'bs4096_reverse_scaled', dict(phases=_LAPTOP_EASY), at(dict(phases=_EASY_EXTREME))),
-    Experiment('trm_nested', 'bs4096', dict(network='nested', weight_decay=1.), at(dict(d_model=512, layers=2, lr=1e-4, iterations=1),
-               dict(iterations=1, layers=1, test_iterations=(2, 4, 8), lr=2e-3), dict(iterations=1)),
-               note='How many supervised iterations the log used is not said; one, as its gradient-free outer cycles suggest.'),
-    Experiment('trm_exact', 'trm_nested', dict(relabel=True, schedule='constant'), at(dict(train_puzzles=1_000, iterations=16, ema=0.999, warmup=2_000),
-               dict(train_puzzles=200, iterations=3, ema=0.99, steps=350)),
-               note='One update for all supervised iterations instead of one each, and no boards that stay: see the section Carry.'),
+    Experiment('bs4096_regular_scaled', 'bs4096_reverse_scaled', dict(phases=_LAPTOP_EASY),
+               at=at(dict(phases=_EASY_EXTREME))),
+    Experiment('trm_nested', 'bs4096', dict(network='nested', weight_decay=1.), _NESTED,
+               note='How many supervised iterations the log used is not said; '
+                    'one, as its gradient-free outer cycles suggest.'),
+    Experiment('trm_exact', 'trm_nested', dict(relabel=True, schedule='constant'), _TRM,
+               note='One update for all supervised iterations instead of one each, '
+                    'and no boards that stay: see the section Carry.'),
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #11e071fa
 _AVERAGED, _ORDERED = at(dict(ema=0.999), dict(ema=0.94)), _RATED | dict(warmup=30)
+_DOUBLE_BATCH = at(dict(batch_size=8192, steps=25_000, warmup=700),
+                   dict(batch_size=64, steps=390, warmup=17, eval_every=65))
 LADDER = (
     Experiment('warmup', 'bs4096', at=at(dict(warmup=2_000), dict(warmup=50))),
     Experiment('insight18_stable60k', 'warmup', note='A remark on curves without decay; the curve of this one.'),
     Experiment('fixed_init', 'warmup', dict(start='random', input_once=())),
-    Experiment('carry', 'warmup', dict(slots=True, sam_rho=0.), note='SAM would advance the slots twice a step, so it is off.'),
+    Experiment('carry', 'warmup', dict(slots=True, sam_rho=0.),
+               note='SAM would advance the slots twice a step, so it is off.'),
     Experiment('ema_warmup', 'warmup', at=_AVERAGED),
     Experiment('cosine', 'warmup', dict(schedule='cosine')),
     Experiment('sam_post_cosine', 'cosine', dict(sam_rho=0.05)),
-    Experiment('cosine_reverse', 'cosine', at=at(laptop=_ORDERED | dict(phases=_LAPTOP_HARD)), note='The log has no name of its own for it.'),
+    Experiment('cosine_reverse', 'cosine', at=at(laptop=_ORDERED | dict(phases=_LAPTOP_HARD)),
+               note='The log has no name of its own for it.'),
     Experiment('cosine_mixed', 'cosine', dict(phases=()), at(laptop=_ORDERED)),
     Experiment('cosine_regular', 'cosine', dict(phases=_LAPTOP_EASY), at(dict(phases=_EASY_EXTREME), _ORDERED)),
     Experiment('cosine_no_sam', 'cosine', dict(sam_rho=0.)),
@@ -166,32 +216,43 @@ LADDER = (
     Experiment('cosine_gelu', 'cosine_no_sam', dict(activation='gelu')),
     Experiment('cosine_relu2', 'cosine_no_sam', dict(activation='relu2')),
     Experiment('cosine_140k', 'cosine_no_sam', at=at(dict(steps=140_000), dict(steps=2_200, eval_every=200))),
-    Experiment('cosine_50k', 'cosine_no_sam', at=at(dict(steps=50_000, warmup=1_400), dict(steps=780, warmup=35))),
-    Experiment('cosine_ema_live', 'cosine_no_sam', note='Averaging does not touch the live weights, so this is the run without.'),
+    Experiment('cosine_50k', 'cosine_no_sam',
+               at=at(dict(steps=50_000, warmup=1_400), dict(steps=780, warmup=35))),
+    Experiment('cosine_ema_live', 'cosine_no_sam',
+               note='Averaging does not touch the live weights, so this is the run without.'),
     Experiment('cosine_ema_shadow', 'cosine_ema_live', at=_AVERAGED),
     Experiment('cosine_ema', 'cosine_no_sam', at=_AVERAGED),
-    Experiment('bs8192_oom', 'cosine_50k', at=at(dict(batch_size=8192, steps=25_000, warmup=700), dict(batch_size=64, steps=390, warmup=17, eval_every=65))),
+    Experiment('bs8192_oom', 'cosine_50k', at=_DOUBLE_BATCH),
     Experiment('bs8192_alt1_accum', 'bs8192_oom', dict(accumulate=2)),
     Experiment('cosine_50k_1m', 'cosine_50k', at=at(dict(d_model=144, d_ff=576), dict(d_model=54, d_ff=216))),
 )
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #421ec94c
-_LONG = at(dict(test_iterations=(32, 64, 128, 256, 512, 1024)), dict(test_puzzles=400, test_iterations=(8, 16, 32, 64, 128, 256, 512, 1024)), dict(test_iterations=(8, 64)))
+_LONG = at(dict(test_iterations=(32, 64, 128, 256, 512, 1024)),
+           dict(test_puzzles=400, test_iterations=(8, 16, 32, 64, 128, 256, 512, 1024)),
+           dict(test_iterations=(8, 64)))
 _LATE = dict(late_share=0.2)
-_LATE_AT = {scale: dict(late_iterations=(32, 64, 128, 256, 512)) for scale in ('log', 'h200')} | {scale: dict(late_iterations=(6, 12, 24, 48)) for scale in ('smoke', 'laptop', 'laptop9')}
+_LATE_AT = dict.fromkeys(('log', 'h200'), dict(late_iterations=(32, 64, 128, 256, 512))) | dict.fromkeys(
+    ('smoke', 'laptop', 'laptop9'), dict(late_iterations=(6, 12, 24, 48)))
 BEYOND = (
-    Experiment('long', 'recur_add', at=_LONG, note='Not in the log: recur_add, run on.'),
-    Experiment('long_last', 'long', dict(supervise='last'), note='Not in the log: loss on the last iteration only, run on.'),
-    Experiment('long_late', 'long', _LATE, _LATE_AT, note='Not in the log: a fifth of the batches begins after many iterations.'),
-    Experiment('long_streams', 'long', dict(recurrence='streams'), note='Not in the log: four gated streams of notes.'),
-    Experiment('long_concat', 'long', dict(recurrence='concat'), note='Not in the log: the notes pass through a matrix.'),
-    Experiment('long_concat_last', 'long_concat', dict(supervise='last'), note='Not in the log: and loss on the last iteration only.'),
+    Experiment('long', 'recur_add', at=_LONG, note='Not in the log: recur_add at many more iterations.'),
+    Experiment('long_last', 'long', dict(supervise='last'), note='Not in the log: loss on the last iteration only.'),
+    Experiment('long_late', 'long', _LATE, _LATE_AT,
+               note='Not in the log: a fifth of the batches begins after many iterations.'),
+    Experiment('long_streams', 'long', dict(recurrence='streams'),
+               note='Not in the log: a hidden state of four gated streams.'),
+    Experiment('long_concat', 'long', dict(recurrence='concat'),
+               note='Not in the log: the hidden state passes through a matrix.'),
+    Experiment('long_concat_last', 'long_concat', dict(supervise='last'),
+               note='Not in the log: and loss on the last iteration only.'),
     Experiment('long_late_last', 'long_last', _LATE, _LATE_AT, note='Not in the log: both.'),
 )
 
-STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scaling_inconclusive', 'recurrence_study', 'recur_nopred_study', 'bs_scaling_extreme',
-           'curriculum_large_batch', 'insight18_stable60k', 'cosine_ema'}  # share the configuration of one of their sections; last, so that the run carries its name
-EXPERIMENTS = tuple(sorted(FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND, key=lambda e: e.slug in STUDIES))
+# these share the configuration of one of their sections; they come last, so that the run carries its name
+STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scaling_inconclusive', 'recurrence_study',
+           'recur_nopred_study', 'bs_scaling_extreme', 'curriculum_large_batch', 'insight18_stable60k', 'cosine_ema'}
+_ALL = FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND
+EXPERIMENTS = tuple(sorted(_ALL, key=lambda e: e.slug in STUDIES))
 
 # %% ../../../nbs/systems/looped/07_experiments.ipynb #e67023c0
 def build(config:LoopedConfig): # -> LoopedTask
@@ -199,7 +260,8 @@ def build(config:LoopedConfig): # -> LoopedTask
     import torch  # here and below: the list of experiments is read without it
     from reasonnb.systems.looped.memory import check_memory
     from reasonnb.systems.looped.task import build_task
-    if torch.cuda.is_available() and config.device in ('auto', 'cuda'): check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+    if torch.cuda.is_available() and config.device in ('auto', 'cuda'):
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
     return build_task(config)
 
 @lru_cache
@@ -210,9 +272,10 @@ def _needed() -> tuple[float, ...]: # GiB
     return tuple(measured.memory(boards, 1).total / GIB for boards in (4096, 8192))
 
 def out_of_memory(ours, theirs):
-    "Claim st_bs8192_oom: GiB that 8,192 boards need, against the log's GPU; none if 4,096 do not fit either."
+    "Claim st_bs8192_oom: GiB that 8,192 boards need, against the log's GPU; zero if 4,096 do not fit either."
     half, whole = _needed()
     return [whole if half < 139.8 else 0.] * len(ours), 139.8
 
-SYSTEM = System(name='looped', logs=('sudoku_transformer',), config=LoopedConfig, scales=SCALES, experiments=EXPERIMENTS,
-                build=build, job='jobs/looped.ipynb', claims=CLAIMS | {'st_bs8192_oom': out_of_memory})
+SYSTEM = System(name='looped', logs=('sudoku_transformer',), config=LoopedConfig, scales=SCALES,
+                experiments=EXPERIMENTS, build=build, job='jobs/looped.ipynb',
+                claims=CLAIMS | {'st_bs8192_oom': out_of_memory})

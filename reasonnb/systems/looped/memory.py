@@ -27,25 +27,27 @@ from .transformer import looped_loss
 @dataclass(frozen=True)
 class Activations:
     "Bytes kept for the backward pass, affine in the number of boards and in the number of iterations."
-    fixed: int  # whatever the batch
-    board: int  # per board
-    iteration: int  # per iteration
-    both: int  # per board and iteration
+    fixed: int  # bytes whatever the batch
+    board: int  # bytes per board
+    iteration: int  # bytes per iteration
+    both: int  # bytes per board and iteration
 
     def __call__(self, boards:int, iterations:int) -> int: # bytes
         return self.fixed + self.board * boards + self.iteration * iterations + self.both * boards * iterations
 
-def measure_activations(model:nn.Module, # `model(puzzles, iterations)`, with `box`
-                        precision:str='float32', supervise:str='all', # as in the config
+def measure_activations(model:nn.Module, # network called as `model(puzzles, iterations)`, with a `box`
+                        precision:str='float32', # as in the config
+                        supervise:str='all', # as in the config
                         forward:Callable|None=None, # (model, puzzles, iterations) -> logits, None = the model's own
-                       ) -> Activations: # on a GPU
+                       ) -> Activations: # bytes on a GPU
     "Four small forward passes on the CPU."
     def count(boards, iterations):
         puzzles = torch.zeros(boards, model.box.cells, dtype=torch.long)
         def loss():
             logits = forward(model, puzzles, iterations) if forward else model(puzzles, iterations)
             return looped_loss(logits, puzzles, puzzles + 1, supervise)['loss']
-        with GPUKernels(), torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bfloat16'): return saved_bytes(loss, model)
+        with GPUKernels(), torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bfloat16'):
+            return saved_bytes(loss, model)
     low, more, longer, high = count(2, 2), count(3, 2), count(2, 3), count(3, 3)
     both = high - more - longer + low
     board, iteration = more - low - 2 * both, longer - low - 2 * both
@@ -56,81 +58,99 @@ GIB, RESERVE = 2**30, 0.05  # bytes; share of a device that is left free
 
 @dataclass(frozen=True)
 class Memory:
-    "What is in memory at once in a training step, in bytes."
-    micro_batch: int  # boards at a time
-    parameters: int  # and buffers
-    gradients: int
-    optimizer: int
-    copies: int  # of SAM and of averaged weights
-    activations: int  # of one micro-batch
+    "What is in memory at once in a training step."
+    micro_batch: int  # number of boards computed at a time
+    parameters: int  # bytes of parameters and buffers
+    gradients: int  # bytes of gradients
+    optimizer: int  # bytes of the optimizer's state
+    copies: int  # bytes of the copies that SAM and averaged weights need
+    activations: int  # bytes of the activations of one micro-batch
 
     @property
-    def total(self) -> int: return self.parameters + self.gradients + self.optimizer + self.copies + self.activations
+    def total(self) -> int: # bytes
+        return self.parameters + self.gradients + self.optimizer + self.copies + self.activations
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #393fa786
 @dataclass(frozen=True)
 class Footprint:
     "What a step of this config consists of, for any batch and number of iterations."
-    config: LoopedConfig
-    parameters: int  # bytes, with buffers
-    trainable: int  # bytes
-    optimizer: int  # bytes
-    activations: Activations
+    config: LoopedConfig  # settings of the run
+    parameters: int  # bytes of parameters and buffers
+    trainable: int  # bytes of the trainable parameters
+    optimizer: int  # bytes of the optimizer's state
+    activations: Activations  # bytes of the activations by boards and iterations
 
-    def memory(self, batch_size:int=0, accumulate:int=0, iterations:int=0, # 0 = as in the config
+    def memory(self, batch_size:int=0, # number of boards in a batch, 0 = as in the config
+               accumulate:int=0, # number of micro-batches, 0 = as in the config
+               iterations:int=0, # number of iterations, 0 = as in the config
               ) -> Memory:
         c = self.config
         pieces = accumulate or c.accumulate
         micro = -(-(batch_size or c.batch_size) // pieces)
         copies = 2 * bool(c.sam_rho) + bool(c.ema)
-        return Memory(micro, self.parameters, (1 + (pieces > 1)) * self.trainable, self.optimizer, copies * self.trainable,
-                      self.activations(micro, iterations or c.iterations))
+        return Memory(micro_batch=micro, parameters=self.parameters, gradients=(1 + (pieces > 1)) * self.trainable,
+                      optimizer=self.optimizer, copies=copies * self.trainable,
+                      activations=self.activations(micro, iterations or c.iterations))
 
     def largest_batch(self, capacity:float, # bytes to use
-                     ) -> int: # boards in one micro-batch, 0 = not even one
+                     ) -> int: # number of boards in one micro-batch, 0 = not even one fits
         return bisect_right(range(1, 2**30), capacity, key=lambda n: self.memory(n, 1).total)
 
-    def most_iterations(self, capacity:float) -> int: # of the config's, 0 = not even one
-        return bisect_right(range(1, self.config.iterations + 1), capacity, key=lambda k: self.memory(iterations=k).total)
+    def most_iterations(self, capacity:float, # bytes to use
+                       ) -> int: # number of iterations, at most the config's, 0 = not even one fits
+        numbers = range(1, self.config.iterations + 1)
+        return bisect_right(numbers, capacity, key=lambda k: self.memory(iterations=k).total)
 
-    def accumulation(self, capacity:float) -> int: # micro-batches, 0 = no number helps
+    def accumulation(self, capacity:float, # bytes to use
+                    ) -> int: # number of micro-batches, 0 = no number helps
         "The smallest number of equal micro-batches that fit."
         size = self.config.batch_size
-        return next((n for n in range(1, size + 1) if size % n == 0 and self.memory(accumulate=n).total <= capacity), 0)
+        equal = (n for n in range(1, size + 1) if size % n == 0)
+        return next((n for n in equal if self.memory(accumulate=n).total <= capacity), 0)
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #7495fbed
-def optimizer_bytes(model:nn.Module, config:LoopedConfig) -> int:
+def optimizer_bytes(model:nn.Module, config:LoopedConfig) -> int: # bytes
     "What the optimizer holds after one update; the model's weights change."
     optimizer = make_optimizer(model, config.replace(sam_rho=0.))
-    for p in optimizer.params: p.grad = torch.zeros_like(p)
+    for p in optimizer.params:
+        p.grad = torch.zeros_like(p)
     optimizer.apply()
-    return sum(t.nbytes for part in optimizer.parts for state in part.state.values() for t in state.values() if isinstance(t, Tensor))
+    states = [state for part in optimizer.parts for state in part.state.values()]
+    return sum(t.nbytes for state in states for t in state.values() if isinstance(t, Tensor))
 
-def footprint(config:LoopedConfig,
-              build:Callable[[LoopedConfig], nn.Module]=build_model, # must give a network on the CPU
-              checkpoints:bool=False, # with `checkpointed` in place of the network's own forward pass
+def _activations(model:nn.Module, config:LoopedConfig, checkpoints:bool) -> Activations:
+    "Activations of a network; with checkpoints those between iterations and inside the one that is computed again."
+    kept = measure_activations(model, config.precision, config.supervise)
+    if not checkpoints: return kept
+    between = measure_activations(model, config.precision, config.supervise, checkpointed)
+    return Activations(between.fixed + kept.iteration, between.board + kept.both, between.iteration, between.both)
+
+def footprint(config:LoopedConfig, # settings of the run
+              build:Callable[[LoopedConfig], nn.Module]=build_model, # makes the network, on the CPU
+              checkpoints:bool=False, # use `checkpointed` in place of the network's own forward pass
              ) -> Footprint:
     "Build the network of a config and measure it."
     def nbytes(tensors): return sum(t.nbytes for t in tensors)
     with torch.random.fork_rng(devices=[]):
         model = build(config).train()
-        kept = measure_activations(model, config.precision, config.supervise)
-        if checkpoints:  # between iterations, and inside the one that is computed again
-            held = measure_activations(model, config.precision, config.supervise, checkpointed)
-            kept = Activations(held.fixed + kept.iteration, held.board + kept.both, held.iteration, held.both)
-        trainable = nbytes(p for p in model.parameters() if p.requires_grad)
-        return Footprint(config, nbytes((*model.parameters(), *model.buffers())), trainable, optimizer_bytes(model, config), kept)
+        activations = _activations(model, config, checkpoints)
+        return Footprint(config, parameters=nbytes((*model.parameters(), *model.buffers())),
+                         trainable=nbytes(p for p in model.parameters() if p.requires_grad),
+                         optimizer=optimizer_bytes(model, config), activations=activations)
 
-def predict_memory(config:LoopedConfig, build:Callable=build_model, checkpoints:bool=False) -> Memory: # of one step on one GPU
+def predict_memory(config:LoopedConfig, # settings of the run
+                   build:Callable=build_model, # makes the network, on the CPU
+                   checkpoints:bool=False, # use `checkpointed` in place of the network's own forward pass
+                  ) -> Memory: # of one step on one GPU
     "Memory of a training step of this config."
     return footprint(config, build, checkpoints).memory()
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #9dc258aa
-def checkpointed(model:Looped,
-                 puzzles:Tensor, # `(batch, cells)` integers, 0 = blank
-                 iterations:int,
-                ) -> Tensor: # `(iterations, batch, cells, digits)`
-    "`model(puzzles, iterations)` that keeps the states between iterations and computes the inside again in the backward pass."
+def checkpointed(model:Looped, # network to run
+                 puzzles:Tensor, # (batch, cells) integers, 0 = blank
+                 iterations:int, # number of iterations
+                ) -> Tensor: # (iterations, batch, cells, digits)
+    "Logits of `model(puzzles, iterations)`; keeps the states and computes each iteration again in the backward pass."
     if iterations < 1: raise UserError(f'iterations={iterations}: must be at least 1')
     def step(*parts):
         logits, state = model.step(State(*parts))
@@ -144,22 +164,37 @@ def checkpointed(model:Looped,
 # %% ../../../nbs/systems/looped/05_memory.ipynb #c2c06384
 def _gib(size:float) -> str: return f'{size / GIB:.4g} GiB'
 
-def needed_accumulation(config:LoopedConfig, capacity:float, # bytes of the device
-                        build:Callable=build_model, reserve:float=RESERVE, # share left free
-                       ) -> int: # micro-batches
+def needed_accumulation(config:LoopedConfig, # settings of the run
+                        capacity:float, # bytes of the device
+                        build:Callable=build_model, # makes the network, on the CPU
+                        reserve:float=RESERVE, # share of the device that is left free
+                       ) -> int: # number of micro-batches
     "The smallest `accumulate` that divides the batch and fits; `UserError` if not even one board at a time does."
     pieces = footprint(config, build).accumulation(capacity * (1 - reserve))
-    if not pieces: raise UserError(f'not even one board at a time fits into {_gib(capacity)}; use a smaller network or fewer iterations')
+    if not pieces:
+        raise UserError(f'not even one board at a time fits into {_gib(capacity)}; '
+                        'use a smaller network or fewer iterations')
     return pieces
 
-def check_memory(config:LoopedConfig, capacity:float, # bytes of the device
-                 build:Callable[[LoopedConfig], Looped]=build_model, reserve:float=RESERVE, # share left free
-                ) -> Memory: # if it fits
+def _fixes(foot:Footprint, free:float, build:Callable) -> str:
+    "Settings under which a step fits into so many free bytes."
+    pieces, most = foot.accumulation(free), foot.most_iterations(free)
+    again = footprint(foot.config, build, checkpoints=True).memory().total
+    fixes = []
+    if pieces: fixes.append(f'accumulate={pieces}')
+    if most: fixes.append(f'iterations={most}')
+    if again <= free: fixes.append(f'checkpointed iterations ({_gib(again)})')
+    return ', or '.join(fixes) or 'a smaller network'
+
+def check_memory(config:LoopedConfig, # settings of the run
+                 capacity:float, # bytes of the device
+                 build:Callable[[LoopedConfig], Looped]=build_model, # makes the network, on the CPU
+                 reserve:float=RESERVE, # share of the device that is left free
+                ) -> Memory: # the prediction, if it fits
     "Raise `UserError` if a training step of this config will not fit into the device."
     foot, free = footprint(config, build), capacity * (1 - reserve)
-    memory, pieces, most = foot.memory(), foot.accumulation(free), foot.most_iterations(free)
+    memory = foot.memory()
     if memory.total <= free: return memory
-    again = footprint(config, build, checkpoints=True).memory().total
-    ways = [f'accumulate={pieces}'] * bool(pieces) + [f'iterations={most}'] * bool(most) + [f'checkpointed iterations ({_gib(again)})'] * (again <= free)
-    raise UserError(f'a step of {memory.micro_batch} boards x {config.iterations} iterations needs {_gib(memory.total)}, the device has {_gib(capacity)} '
-                    f'({reserve:.0%} is left free); mend: {", or ".join(ways) or "a smaller network"}')
+    raise UserError(f'a step of {memory.micro_batch} boards x {config.iterations} iterations needs '
+                    f'{_gib(memory.total)}, the device has {_gib(capacity)} ({reserve:.0%} is left free); '
+                    f'fix: {_fixes(foot, free, build)}')

@@ -18,25 +18,26 @@ from ...sudoku.board import BoardShape
 # %% ../../../nbs/systems/looped/03_nested.ipynb #8b40fdfb
 class PostNormBlock(nn.Module):
     "MLP over cells, MLP over channels, a root-mean-square norm after each sum."
-    def __init__(self, cells:int, # of the board
-                 d_model:int, # width
+    def __init__(self, cells:int, # number of cells of the board
+                 d_model:int, # width of a cell's vector
                 ):
         super().__init__()
         self.cells, self.channels = GatedMLP(cells), GatedMLP(d_model)
 
-    def forward(self, x:Tensor) -> Tensor: # `(batch, cells, d_model)`
+    def forward(self, x:Tensor, # (batch, cells, d_model)
+               ) -> Tensor: # (batch, cells, d_model), root mean square 1 over the channels
         x = F.rms_norm(x + self.cells(x.transpose(1, 2)).transpose(1, 2), x.shape[-1:])
         return F.rms_norm(x + self.channels(x), x.shape[-1:])
 
 # %% ../../../nbs/systems/looped/03_nested.ipynb #e3a5fa18
 class NestedNetwork(Looped):
-    "TRM's network on a board: `outer` cycles of `inner` updates of the reasoning and one of the answer make an iteration."
+    "TRM's network: an iteration is `outer` cycles, a cycle `inner` updates of the reasoning and one of the answer."
     feedback = False
     def __init__(self, box:BoardShape, # shape of the board
-                 d_model:int=512, # width
-                 layers:int=2, # blocks of the one network
-                 outer:int=3, # cycles of an iteration, all but the last without gradient
-                 inner:int=6, # updates of the reasoning in a cycle
+                 d_model:int=512, # width of a cell's vector
+                 layers:int=2, # number of blocks
+                 outer:int=3, # number of cycles in an iteration, all but the last without gradient
+                 inner:int=6, # number of updates of the reasoning state in a cycle
                 ):
         super().__init__()
         for name, n in (('outer', outer), ('inner', inner), ('layers', layers)):
@@ -46,31 +47,40 @@ class NestedNetwork(Looped):
         nn.init.normal_(self.embed.weight, std=d_model ** -0.5)
         self.blocks = nn.ModuleList(PostNormBlock(box.cells, d_model) for _ in range(layers))
         self.head = nn.Linear(d_model, box.N)
-        self.register_buffer('first_hidden', torch.randn(2, d_model))  # reasoning, answer
+        self.register_buffer('first_hidden', torch.randn(2, d_model))  # first reasoning, first answer
 
-    def start(self, puzzles:Tensor) -> State: # of `(batch, cells)` integers, 0 = blank
+    def start(self, puzzles:Tensor, # (batch, cells) integers, 0 = blank
+             ) -> State:
         x = self.embed(puzzles.long()) * self.head.in_features ** 0.5
         return State(x, x, hidden=self.first_hidden.expand(*puzzles.shape, 2, -1))
 
-    def _cycle(self, x:Tensor, z:Tensor, y:Tensor) -> tuple[Tensor, Tensor]:
-        for _ in range(self.inner):
-            z = z + y + x
-            for block in self.blocks: z = block(z)
-        y = y + z
-        for block in self.blocks: y = block(y)
+    def _apply_blocks(self, state:Tensor) -> Tensor:
+        for block in self.blocks:
+            state = block(state)
+        return state
+
+    def _cycles(self, count:int, x:Tensor, z:Tensor, y:Tensor) -> tuple[Tensor, Tensor]:
+        "Reasoning and answer after `count` outer cycles."
+        for _ in range(count):
+            for _ in range(self.inner):
+                z = self._apply_blocks(z + y + x)
+            y = self._apply_blocks(y + z)
         return z, y
 
-    def step(self, state:State) -> tuple[Tensor, State]: # logits `(batch, cells, digits)`, next state
+    def step(self, state:State) -> tuple[Tensor, State]: # logits (batch, cells, digits), next state
         "One iteration: `outer` cycles, then the head reads the answer."
+        x = state.next_input
         z, y = state.hidden.detach().unbind(-2)
-        with torch.no_grad():
-            for _ in range(self.outer - 1): z, y = self._cycle(state.next_input, z, y)
-        z, y = self._cycle(state.next_input, z, y)
-        logits = self.head(y)
-        return logits, State(state.recurrent_input, state.recurrent_input, logits.softmax(-1), torch.stack([z, y], -2), state.iteration + 1)
+        with torch.no_grad(): z, y = self._cycles(self.outer - 1, x, z, y)
+        z, y = self._cycles(1, x, z, y)
+        logits, hidden = self.head(y), torch.stack([z, y], -2)
+        recurrent = state.recurrent_input
+        return logits, State(recurrent, recurrent, logits.softmax(-1), hidden, state.iteration + 1)
 
-    def flop(self, iterations:int) -> float: # per puzzle, forward only
+    def flop(self, iterations:int) -> float: # floating-point operations per puzzle, forward only
         "Matrix products of all cycles."
         cells, d_model = self.box.cells, self.head.in_features
-        products = sum(m.weight.numel() * (d_model if '.cells' in f'.{name}' else cells) for name, m in self.blocks.named_modules() if isinstance(m, nn.Linear))
-        return float(iterations * 2 * (self.outer * (self.inner + 1) * products + cells * self.head.weight.numel()))
+        linears = [(name, m) for name, m in self.blocks.named_modules() if isinstance(m, nn.Linear)]
+        products = sum(m.weight.numel() * (d_model if '.cells' in f'.{name}' else cells) for name, m in linears)
+        cycles = self.outer * (self.inner + 1) * products
+        return float(iterations * 2 * (cycles + cells * self.head.weight.numel()))
