@@ -33,13 +33,15 @@ def test_all_notebooks_have_the_form_that_jupyterlab_writes():
 
 
 def test_form_folds_code_and_empties_jobs():
-    text = notebook("#| code-fold: true\n1", "#| code-fold: false\n2", outputs=[{"output_type": "stream", "name": "stdout", "text": "é\n1\n"}])
+    printed = {"output_type": "stream", "name": "stdout", "text": "é\n1\n"}
+    text = notebook("#| code-fold: true\n1", "#| code-fold: false\n2", outputs=[printed])
     kept, emptied = (nbformat.reads(notebook_form.normal(text, job), 4) for job in (False, True))
     assert [cell.metadata for cell in kept.cells] == [{"jupyter": {"source_hidden": True}}, {}]
     assert kept.cells[0].outputs and not emptied.cells[0].outputs
     opened = nbformat.reads(text, 4)
     opened.cells[1].metadata = {"jupyter": {"source_hidden": True}, "tags": ["parameters"]}  # folded by a reader
-    assert nbformat.reads(notebook_form.normal(nbformat.writes(opened)), 4).cells[1].metadata == {"tags": ["parameters"]}
+    normal = nbformat.reads(notebook_form.normal(nbformat.writes(opened)), 4)
+    assert normal.cells[1].metadata == {"tags": ["parameters"]}
     assert notebook_form.normal(notebook_form.normal(text)) == notebook_form.normal(text)
     assert "é" in notebook_form.normal(text)
 
@@ -50,7 +52,8 @@ def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("lab") / "repository"
     for part in ("nbs", "reasonnb", "data/logs", "data/checkpoints", "tests"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "Makefile"): shutil.copy(ROOT / name, root)
+    for name in ("settings.ini", "Makefile"):
+        shutil.copy(ROOT / name, root)
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (root / ".gitignore").write_text((ROOT / ".gitignore").read_text() + "/home/\n/scratch/\n")
@@ -68,8 +71,10 @@ def git(root, *words) -> str:
 
 def environment(root) -> dict:
     places = {f"JUPYTER_{kind}_DIR": str(root / "home" / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    own = {"HOME": str(root / "home"), "IPYTHONDIR": str(root / "home" / "ipython"), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "SHELL": "/bin/bash"}
-    return {k: v for k, v in os.environ.items() if k not in ("REASONNB_ROOT", "REASONNB_PROGRESS", "MPLBACKEND")} | places | own
+    own = {"HOME": str(root / "home"), "IPYTHONDIR": str(root / "home" / "ipython"), "PYTHONPATH": str(root),
+           "OMP_NUM_THREADS": "1", "SHELL": "/bin/bash"}
+    unset = ("REASONNB_ROOT", "REASONNB_PROGRESS", "MPLBACKEND")
+    return {k: v for k, v in os.environ.items() if k not in unset} | places | own
 
 
 def clean(root) -> str:
@@ -86,12 +91,14 @@ def address(copy):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}  # inside `make test` it would tell of its folder
-    command = subprocess.run(["make", "-n", "-o", ".venv/ok", "lab"], cwd=copy, env=alone, capture_output=True, text=True, check=True)
-    command = command.stdout.strip()
+    # inside `make test` it would tell of its folder
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    made = subprocess.run(["make", "-n", "-o", ".venv/ok", "lab"], cwd=copy, env=alone, capture_output=True,
+                          text=True, check=True)
+    options = f"--no-browser --port={port} --ServerApp.port_retries=0 --IdentityProvider.token="
     with open(copy / "home.log", "wb") as log:
-        process = subprocess.Popen(["bash", "-c", f"{command} --no-browser --port={port} --ServerApp.port_retries=0 --IdentityProvider.token="],
-                                   cwd=copy, env=environment(copy), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(["bash", "-c", f"{made.stdout.strip()} {options}"], cwd=copy, env=environment(copy),
+                                   stdout=log, stderr=log, start_new_session=True)
     (copy / ".git" / "info" / "exclude").write_text("home.log\n")
     where = f"http://127.0.0.1:{port}"
     try:
@@ -199,7 +206,8 @@ def test_job_notebook_keeps_its_run_shows_it_again_and_is_clean_afterwards(lab):
     lab.open(JOB)
     again = lab.run_to_the_end()
     assert record.read_bytes() == first
-    assert [one["data"] for one in again[-1]] == [one["data"] for one in outputs[-1]], "the board is that of the trained network"
+    shown, first_shown = ([one["data"] for one in last] for last in (again[-1], outputs[-1]))
+    assert shown == first_shown, "the board is that of the trained network"
     assert clean(lab.root) == ""
 
 
@@ -207,7 +215,8 @@ TROUBLE = ("""import sys, tempfile
 sys.path.insert(0, 'tests')
 from toy_task import *
 config, folder = ToyConfig(steps=1_000_000, eval_every=10), tempfile.mkdtemp()
-task = ToyTask(config)""", "%cd -q ..", "fit(task, config, folder)", "fit(task, config.replace(steps=3), folder)", "%tb", "!command -v reasonnb")
+task = ToyTask(config)""", "%cd -q ..", "fit(task, config, folder)", "fit(task, config.replace(steps=3), folder)",
+           "%tb", "!command -v reasonnb")
 
 
 @pytest.mark.browser
@@ -236,37 +245,43 @@ def test_progress_interrupt_and_errors_are_short_and_say_what_to_do(lab):
 
 
 FILM = """from reasonnb.sudoku.board import BoardShape
-from reasonnb.systems.lattice.trace import Film, Frame
-Film([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], BoardShape(2, 3))"""
+from reasonnb.systems.lattice.film import Animation
+from reasonnb.systems.lattice.trace import Frame
+Animation([Frame('1' * 216, 'g' + 'o' * 35, f'number {i}') for i in range(9)], BoardShape(2, 3))"""
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_film_is_a_still_until_it_may_run_and_then_has_its_keys(lab, theme):
     from reasonnb.sudoku.board import BoardShape
-    from reasonnb.systems.lattice.trace import Film, Frame
+    from reasonnb.systems.lattice.film import Animation
+    from reasonnb.systems.lattice.trace import Frame
     settings = lab.root / "home" / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
-    film = Film([Frame("1" * 216, "g" + "o" * 35, f"number {i}") for i in range(9)], BoardShape(2, 3))
+    film = Animation([Frame("1" * 216, "g" + "o" * 35, f"number {i}") for i in range(9)], BoardShape(2, 3))
     output = {"output_type": "display_data", "metadata": {}, "data": film._repr_mimebundle_()}
     (lab.root / "scratch" / f"film{theme}.ipynb").write_text(notebook(FILM, outputs=[output]))
     lab.open(f"scratch/film{theme}.ipynb")
     page, shown = lab.page, lab.page.locator(".jp-OutputArea-output").first
     assert page.evaluate("document.body.dataset.jpThemeLight") == str(theme == "Light").lower()
-    assert "Run this cell to play" in shown.inner_text() and "111" not in shown.inner_text().replace("\n", "").replace(" ", "")
-    assert shown.locator("img").evaluate("i => i.complete && i.naturalWidth > 100") and not shown.locator("button, input").count()
+    text = shown.inner_text()
+    assert "Run this cell to play" in text and "111" not in text.replace("\n", "").replace(" ", "")
+    assert shown.locator("img").evaluate("i => i.complete && i.naturalWidth > 100")
+    assert not shown.locator("button, input").count()
     lab.run_all()
     page.wait_for_selector(".rn-live")
     lab.idle()
-    style = page.locator(".rn-live").evaluate("e => [getComputedStyle(e).backgroundColor, getComputedStyle(e.querySelector('text.big')).fill]")
+    colours = "[getComputedStyle(e).backgroundColor, getComputedStyle(e.querySelector('text.big')).fill]"
+    style = page.locator(".rn-live").evaluate(f"e => {colours}")
     assert style == ["rgb(255, 255, 255)", "rgb(28, 28, 28)"]
     says = page.locator(".rn-live p")
     assert says.inner_text() == "0 of 8: number 0"
     page.locator(".rn-live input").focus()
     for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowUp", 2), ("ArrowDown", 1)):
         page.keyboard.press(key)
-        assert (says.inner_text(), page.evaluate("document.activeElement.tagName")) == (f"{number} of 8: number {number}", "INPUT")
+        focused = page.evaluate("document.activeElement.tagName")
+        assert (says.inner_text(), focused) == (f"{number} of 8: number {number}", "INPUT")
     page.locator(".rn-live button").click()
     page.locator(".rn-live p", has_text="3 of 8").wait_for()
     page.keyboard.press("ArrowRight")

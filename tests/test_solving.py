@@ -1,4 +1,4 @@
-"""The trained solver as people use it: damaged files, odd lines, streams, interrupts; and what must hold for every answer."""
+"""The trained solver as it is used: damaged files, odd lines, streams, interrupts; and what holds for every answer."""
 import gzip, hashlib, json, os, signal, subprocess, sys
 from pathlib import Path
 
@@ -24,20 +24,22 @@ def shell(*words): return CliRunner().invoke(app, ['solve', *map(str, words)])
 
 
 def process(*words, **more):
-    return subprocess.Popen([sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', 'solve', *map(str, words)], cwd=REPO, text=True, bufsize=1,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', 'solve', *map(str, words)]
+    return subprocess.Popen(command, cwd=REPO, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **more)
 
 
 @pytest.fixture
 def pair(tmp_path):
     "A copy of the shipped files for 6x6 boards."
     source = checkpoints()[SMALL]
-    for path in (source, source.with_suffix('.json')): (tmp_path/path.name).write_bytes(path.read_bytes())
+    for path in (source, source.with_suffix('.json')):
+        (tmp_path/path.name).write_bytes(path.read_bytes())
     return tmp_path/source.name
 
 
 def rehash(path):
-    "Make the description believe in the weights."
+    "Write the hash of the weights into the description."
     about = json.loads(path.with_suffix('.json').read_text())
     path.with_suffix('.json').write_text(json.dumps(about | {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}))
 
@@ -94,17 +96,22 @@ def test_shapes_without_a_checkpoint(pair, monkeypatch):
 
 def test_a_file_as_it_comes(tmp_path):
     file = tmp_path/'mixed.csv'
-    rows = ['source,question,answer', f'a,{LINES[0]},{ANSWERS[0]}', '', '# a remark', f'b,{LINES[1][:-1]},', 'c', f'd,{LINES[2][:-1]}é,', f'e,"{LINES[3]}",wrong', f'f,11{"." * 34},', f'g,{LINES[4].replace(".", "0")},']
+    rows = ['source,question,answer', f'a,{LINES[0]},{ANSWERS[0]}', '', '# a remark', f'b,{LINES[1][:-1]},', 'c',
+            f'd,{LINES[2][:-1]}é,', f'e,"{LINES[3]}",wrong', f'f,11{"." * 34},', f'g,{LINES[4].replace(".", "0")},']
     file.write_bytes(b'\xef\xbb\xbf' + '\r\n'.join(rows).encode())
     done = shell(file)
-    shown, said = done.stdout.splitlines(), [line for line in done.stderr.splitlines() if 'are taken to have 2x3 boxes' not in line]
+    shown = done.stdout.splitlines()
+    said = [line for line in done.stderr.splitlines() if 'are taken to have 2x3 boxes' not in line]
     assert done.exit_code == 1 and len(said) == len(done.stderr.splitlines()) - 1
-    assert shown == [f'{ANSWERS[0]} solved', f'{ANSWERS[3]} solved', '11' + '.' * 34 + ' impossible', f'{ANSWERS[4]} solved']
+    assert shown == [f'{ANSWERS[0]} solved', f'{ANSWERS[3]} solved', '11' + '.' * 34 + ' impossible',
+                     f'{ANSWERS[4]} solved']
     assert [line.split(': ')[1].rpartition(' ')[2] for line in said[:-1]] == ['5', '6', '7', '9']
-    assert '35 cells' in said[0] and '1 fields' in said[1] and "'Ã'" not in said[2] and 'clue 1 stands twice' in said[3]
+    assert '35 cells' in said[0] and '1 fields' in said[1]
+    assert "'Ã'" not in said[2] and 'clue 1 stands twice' in said[3]
     assert said[-1] == '3 solved, 3 unreadable, 1 impossible'
     rows = [json.loads(line) for line in shell(file, '--json').stdout.splitlines()]
-    assert [row['line'] for row in rows] == [2, 5, 6, 7, 8, 9, 10] and rows[0]['answer'] == ANSWERS[0] and rows[1]['verdict'] == 'unreadable' and rows[5]['answer'] is None
+    assert [row['line'] for row in rows] == [2, 5, 6, 7, 8, 9, 10]
+    assert rows[0]['answer'] == ANSWERS[0] and rows[1]['verdict'] == 'unreadable' and rows[5]['answer'] is None
     assert rows[0]['moves'] > 0 and rows[0]['flop'] > 0
 
 
@@ -112,16 +119,20 @@ def test_several_arguments_and_a_packed_file(tmp_path):
     packed = tmp_path/'list.gz'
     packed.write_bytes(gzip.compress('\n'.join(LINES[:3]).encode()))
     done = shell(LINES[5], packed, LINES[6])
-    assert done.exit_code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [ANSWERS[i] for i in (5, 0, 1, 2, 6)]
+    assert done.exit_code == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [ANSWERS[i] for i in (5, 0, 1, 2, 6)]
     assert shell(LINES[0]).stderr.count('\n') == 1  # the shape of the boxes; nothing to sum up
 
 
 def test_what_cannot_be_read(tmp_path):
     empty, binary = tmp_path/'empty.txt', tmp_path/'binary.txt'
     empty.touch(), binary.write_bytes(b'\0\1\2' * 40)
-    for word, code, message in ((empty, 1, 'holds no puzzle'), (tmp_path/'gone.txt', 2, 'neither a file nor a puzzle'), (tmp_path, 2, 'is a folder'), (binary, 2, 'is no text file')):
+    cases = ((empty, 1, 'holds no puzzle'), (tmp_path/'gone.txt', 2, 'neither a file nor a puzzle'),
+             (tmp_path, 2, 'is a folder'), (binary, 2, 'is no text file'))
+    for word, code, message in cases:
         done = shell(word)
-        assert (done.exit_code, done.stdout) == (code, '') and message in done.stderr and done.stderr.count('\n') == 1, word
+        assert (done.exit_code, done.stdout) == (code, '') and message in done.stderr, word
+        assert done.stderr.count('\n') == 1, word
     assert shell(LINES[0], tmp_path/'gone.txt').stdout == ''  # found out before anything is solved
     if os.geteuid():
         empty.chmod(0)
@@ -132,15 +143,19 @@ def test_what_cannot_be_read(tmp_path):
 def test_puzzles_that_are_none():
     none, several, clash = solve([NO_SOLUTION, '1' + '.' * 35, '11' + '.' * 34], rollouts=1, agreement=3)
     assert (none.verdict, several.verdict, clash.verdict) == ('impossible', 'several', 'impossible')
-    assert none.why == 'no solution: proven by search' and none.moves == 0 and 'clue 1 stands twice in row 1' in clash.why
-    assert not none.answer.any() and not clash.answer.any() and is_solved(several.answer, SMALL) and several.answer[0] == 1
+    assert none.why == 'no solution: proven by search' and none.moves == 0
+    assert 'clue 1 stands twice in row 1' in clash.why
+    assert not none.answer.any() and not clash.answer.any()
+    assert is_solved(several.answer, SMALL) and several.answer[0] == 1
     done = shell(NO_SOLUTION, '--rollouts', 1)
-    assert done.exit_code == 1 and done.stdout == f'{NO_SOLUTION} impossible\n' and 'no solution: proven by search' in done.stderr
+    assert done.exit_code == 1 and done.stdout == f'{NO_SOLUTION} impossible\n'
+    assert 'no solution: proven by search' in done.stderr
     done = shell('--', LINES[7].replace('.', '-'))
     assert done.stdout.startswith(ANSWERS[7])
 
 
-@pytest.mark.parametrize('odd', [np.zeros((2, 36)), np.full((1, 36), 7), np.full((1, 36), -1), torch.zeros(2, 2, 36, dtype=torch.long), [3], ['1' * 35], [LINES[0], 'x' * 36]])
+@pytest.mark.parametrize('odd', [np.zeros((2, 36)), np.full((1, 36), 7), np.full((1, 36), -1),
+                                 torch.zeros(2, 2, 36, dtype=torch.long), [3], ['1' * 35], [LINES[0], 'x' * 36]])
 def test_odd_input_of_the_call(odd):
     with pytest.raises(UserError): solve(odd)
 
@@ -154,15 +169,17 @@ def test_answers_keep_rules_and_givens(seed, share, agreement):
     puzzles[1] = np.where(rng.random(36) < share, solutions[1], 0)  # may have several solutions
     puzzles[2] = rng.integers(0, 7, 36) * (rng.random(36) < share)  # may have none
     for puzzle, found in zip(puzzles, solve(puzzles, rollouts=1, agreement=agreement)):
-        if found.verdict in ('solved', 'several'): assert is_solved(found.answer, SMALL) and agrees(puzzle, found.answer)
+        if found.verdict in ('solved', 'several'):
+            assert is_solved(found.answer, SMALL) and agrees(puzzle, found.answer)
         else: assert not found.answer.any()
     assert solve(solutions)[0].verdict == 'solved'
 
 
 def test_alone_or_in_company():
     together = solve(PUZZLES[:24])
-    for i in (0, 7, 21): assert str(solve(LINES[i])[0]) == str(together[i])
-    assert list(map(str, solve(torch.as_tensor(PUZZLES[:24])))) == list(map(str, together)) == list(map(str, solve(LINES[:24])))
+    texts = list(map(str, together))
+    for i in (0, 7, 21): assert str(solve(LINES[i])[0]) == texts[i]
+    assert list(map(str, solve(torch.as_tensor(PUZZLES[:24])))) == texts == list(map(str, solve(LINES[:24])))
     assert [f.moves for f in solve(LINES[:24], seed=1)] != [f.moves for f in together]
     grid = generate(1, BoardShape(3, 3), seed=1)[1][0]
     big, small = solve([np.where(np.arange(81) % 9 == 2, 0, grid), LINES[0]])  # both shapes in one call
@@ -193,26 +210,31 @@ def test_a_reader_that_leaves(tmp_path):
 
 def test_a_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     solver, path, real = load_solver(SMALL), tmp_path/'report.json', benchmark.run_tier
-    boards = benchmark.PuzzleSet(PUZZLES[:12], SOLUTIONS[:12], np.zeros(12, np.float32), np.arange(12, dtype=np.uint64), SMALL, 'toy', 'hash')
+    classes = np.arange(12, dtype=np.uint64)
+    boards = benchmark.PuzzleSet(PUZZLES[:12], SOLUTIONS[:12], np.zeros(12, np.float32), classes, SMALL, 'toy', 'hash')
     monkeypatch.setattr(benchmark, 'tiers_of', lambda solver: ('first', 'second', 'third'))
-    monkeypatch.setattr(benchmark, 'tier_boards', lambda tier, *rest: (boards, 40, 0))
+    monkeypatch.setattr(benchmark, 'tier_boards', lambda tier, *rest, **more: (boards, 40, 0))
     monkeypatch.setattr(benchmark, 'make_splits', lambda config: {'train': boards})
     done = []
-    def run(*args):
+    def run(*args, **more):
         done.append(1)
         if len(done) == 2: raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **more)
     monkeypatch.setattr(benchmark, 'run_tier', run)
     with pytest.raises(KeyboardInterrupt): benchmark.measure(solver, n=12, singles=1, path=path)
     first = json.loads(path.read_text())['tiers']
     assert list(first) == ['first']
     report = benchmark.measure(solver, n=12, singles=1, path=path)
-    assert list(report['tiers']) == ['first', 'second', 'third'] and report['tiers']['first'] == first['first'] and len(done) == 4
+    assert list(report['tiers']) == ['first', 'second', 'third']
+    assert report['tiers']['first'] == first['first'] and len(done) == 4
     row = report['tiers']['third']
-    assert row['wrong'] == 0 and row['solved'] + row['abstained'] + row['several'] == 12 and row['classical_per_second'] > 0
+    assert row['wrong'] == 0 and row['solved'] + row['abstained'] + row['several'] == 12
+    assert row['classical_per_second'] > 0
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match='not valid JSON'): benchmark.measure(solver, n=12, singles=1, path=path)
     moved = solver._replace(about=solver.about | {'sha256': 'other'})
     path.write_text(json.dumps(report))
-    assert benchmark.measure(moved, n=12, tiers=('first',), singles=1, path=path)['settings']['sha256'] == 'other'  # other weights: a new report
-    assert list(benchmark.table(report)['tier']) == ['first', 'second', 'third'] and len(benchmark.figure(report).axes) == 2
+    fresh = benchmark.measure(moved, n=12, tiers=('first',), singles=1, path=path)
+    assert fresh['settings']['sha256'] == 'other'  # other weights: a new report
+    assert list(benchmark.table(report)['tier']) == ['first', 'second', 'third']
+    assert len(benchmark.figure(report).axes) == 2

@@ -18,31 +18,31 @@ from .search import SearchBudget
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
-    retired = {'patient': 'guess_when_stuck', 'linger': 'keep_lost_prob', 'turn': 'augment', 'chains': 'rollouts',
-               'rounds': 'max_moves'}
+    retired = dict(patient='guess_when_stuck', linger='keep_lost_prob', turn='augment', chains='rollouts',
+                   rounds='max_moves')
     network: Literal['symmetric', 'attention'] = 'attention'
-    d_model: int = 128  # per cell, for the symmetric network per candidate
-    layers: int = 4  # blocks in a loop
-    heads: int = 4  # of attention
-    d_ff: int = 512
-    named: bool = False  # symmetric network: digits have embeddings of their own
-    loops: int = 16  # in training and in a move
-    early_loops: int = 0  # in the first half of training, 0 = as many
-    supervise: Literal['all', 'last'] = 'all'  # loops that carry loss
-    true_weight: float = 4.0  # of a true candidate in the loss of what is kept
-    false_weight: float = 0.5  # of a false one
-    digit_weight: float = 1.0
-    conflict_weight: float = 0.1
+    d_model: int = 128  # width of the hidden state of a cell, for the symmetric network of a candidate
+    layers: int = 4  # blocks in one iteration
+    heads: int = 4  # attention heads of a block
+    d_ff: int = 512  # hidden units of a block
+    named: bool = False  # symmetric network: each digit has an embedding
+    loops: int = 16  # iterations of the network, in training and in a move
+    early_loops: int = 0  # iterations in the first half of training, 0 = as many as `loops`
+    supervise: Literal['all', 'last'] = 'all'  # supervised iterations
+    true_weight: float = 4.0  # weight of a true candidate in the loss of `keep`
+    false_weight: float = 0.5  # weight of a false candidate in the loss of `keep`
+    digit_weight: float = 1.0  # weight of the loss of `digit`
+    conflict_weight: float = 0.1  # weight of the loss of `conflict`
     threshold: float = 0.1  # candidates kept with a smaller probability are struck out
-    conflict: float = 0.6  # conflicts called with a larger one end a rollout; never in training
-    temperature: float = 1.5  # of guesses
+    conflict: float = 0.6  # a conflict called with a larger probability ends a rollout; never in training
+    temperature: float = 1.5  # softmax temperature of guesses
     guess_when_stuck: bool = False  # guess only when nothing was struck out
-    focus: float = 0.  # of guesses on cells that are nearly certain, 0 = any open cell
+    focus: float = 0.  # preference of guesses for cells that are nearly certain, 0 = any open cell
     keep_lost_prob: float = 0.  # chance that a training board which has lost its solution stays for another move
-    on_policy: bool = True  # states of the network's own making; False: made from the solution
-    augment: bool = True  # a random symmetry of every new board
+    on_policy: bool = True  # train on states the network's own moves make; False: on states made from the solution
+    augment: bool = True  # draw a random symmetry of every new board
     max_age: int = 100  # moves after which a slot gets a new board
-    rollouts: tuple[int, ...] = (1, 8, 64)  # of the final test
+    rollouts: tuple[int, ...] = (1, 8, 64)  # rollouts side by side in the final test, stage after stage
     max_moves: int = 100  # moves of each of them in a stage
     best_metric: str = 'puzzle_accuracy'
     best_mode: Literal['min', 'max'] = 'max'
@@ -53,20 +53,26 @@ class LatticeConfig(Data):
         self.budget()
 
     def budget(self, *rollouts:int) -> SearchBudget:
-        "What the test may spend; with other numbers of rollouts if asked for."
+        "What the test may spend; with other numbers of rollouts if given."
         return SearchBudget(rollouts or self.rollouts, self.max_moves, self.loops, self.rules())
 
     def rules(self, **change) -> MovePolicy:
         "How its rollouts move, in training and in tests."
-        return replace(MovePolicy(self.threshold, self.conflict, self.temperature, self.guess_when_stuck, self.focus), **change)
+        policy = MovePolicy(threshold=self.threshold, conflict=self.conflict, temperature=self.temperature,
+                            guess_when_stuck=self.guess_when_stuck, focus=self.focus)
+        return replace(policy, **change)
 
 # %% ../../../nbs/systems/lattice/03_config.ipynb #b40e23b0
 def check_lattice(c:LatticeConfig):
     "Raise `UserError` for the first rule that the network or the pool of `c` breaks."
     for name in ('d_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age'):
         if getattr(c, name) < 1: raise UserError(f'{name}={getattr(c, name)}: must be at least 1')
-    if not 0 <= c.keep_lost_prob < 1: raise UserError(f'keep_lost_prob={c.keep_lost_prob}: a probability below 1 is needed')
+    if not 0 <= c.keep_lost_prob < 1:
+        raise UserError(f'keep_lost_prob={c.keep_lost_prob}: a probability below 1 is needed')
     if c.early_loops < 0: raise UserError(f'early_loops={c.early_loops}: must be at least 0')
-    if c.network == 'attention' and c.d_model % c.heads: raise UserError(f'heads={c.heads} does not divide d_model={c.d_model}')
-    if c.named and c.network != 'symmetric': raise UserError("named=True is for network='symmetric'; the transformer knows the digits by name anyway")
-    if c.sam_rho: raise UserError('sam_rho: the pool moves with every gradient, SAM would move it twice; use sam_rho=0')
+    if c.network == 'attention' and c.d_model % c.heads:
+        raise UserError(f'heads={c.heads} does not divide d_model={c.d_model}')
+    if c.named and c.network != 'symmetric':
+        raise UserError("named=True is for network='symmetric'; the transformer knows the digits by name anyway")
+    if c.sam_rho:
+        raise UserError('sam_rho: the pool moves with every gradient, SAM would move it twice; use sam_rho=0')

@@ -22,31 +22,33 @@ from ...sudoku.symmetry import Symmetry, random_symmetry
 # %% ../../../nbs/systems/lattice/02_search.ipynb #76eda78e
 @dataclass(frozen=True)
 class SearchBudget:
-    "What a board may cost before the reasoner abstains."
-    rollouts: tuple[int, ...] = (1, 8, 64)  # side by side, stage after stage
+    "What a board may cost before the search abstains."
+    rollouts: tuple[int, ...] = (1, 8, 64)  # rollouts of a board side by side, stage after stage
     max_moves: int = 100  # moves of each rollout in a stage
-    loops: int = 8  # of the network in a move
+    loops: int = 8  # iterations of the network in a move
     moves: MovePolicy = MovePolicy(conflict=.6)
-    threshold_decay: float = .5  # an attempt's threshold by that of the one before
-    levels: int = 7  # thresholds before they start again
-    agreement: int = 1  # answers of different attempts that must be the same; from 2 on, boards with several solutions are noticed
+    threshold_decay: float = .5  # ratio of the thresholds of an attempt and the one before
+    levels: int = 7  # different thresholds, then the first one again
+    agreement: int = 1  # attempts that must give the same answer; from 2 on several solutions are noticed
     backtrack_depth: int = 0  # guesses a rollout can take back, 0 = a contradiction ends the attempt
-    seed: int = 0
+    seed: int = 0  # seed of the symmetries and guesses
     batch: int = 512  # states in a network call
 
     def __post_init__(self):
-        if not self.rollouts or list(self.rollouts) != sorted(set(self.rollouts)) or self.rollouts[0] < 1: raise UserError(f'rollouts={self.rollouts}: rising numbers from 1 are needed')
+        rollouts = self.rollouts
+        if not rollouts or list(rollouts) != sorted(set(rollouts)) or rollouts[0] < 1:
+            raise UserError(f'rollouts={rollouts}: rising numbers from 1 are needed')
         for name in ('max_moves', 'loops', 'levels', 'agreement', 'batch'):
             if getattr(self, name) < 1: raise UserError(f'{name}={getattr(self, name)}: must be at least 1')
         if self.backtrack_depth < 0: raise UserError(f'backtrack_depth={self.backtrack_depth}: must be at least 0')
 
     def threshold(self, rollout:int, attempt:int) -> float:
-        "That of an attempt; rollouts side by side begin at different ones."
+        "Threshold of an attempt; rollouts side by side begin at different ones."
         return self.moves.threshold * self.threshold_decay ** ((rollout + attempt) % self.levels)
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #885171d2
 class TensorRows:
-    "Base of dataclasses of tensors that have a row for each of the same things."
+    "Base of dataclasses whose fields are tensors with the same number of rows."
     def __len__(self): return len(getattr(self, fields(self)[0].name))
 
     def select(self, rows:Tensor) -> Self:
@@ -55,34 +57,37 @@ class TensorRows:
 
     def put(self, rows:Tensor, new:Self):
         "Replace some rows."
-        for f in fields(self): getattr(self, f.name)[rows] = getattr(new, f.name)
+        for f in fields(self):
+            getattr(self, f.name)[rows] = getattr(new, f.name)
 
     def join(self, other:Self) -> Self:
-        "These and others."
+        "These rows, then those of the other."
         return type(self)(**{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)})
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #bf395d41
 @dataclass
 class Attempts(TensorRows):
-    "Chains under way, one row each."
-    board: Tensor  # which puzzle, `(rows,)`
-    rollout: Tensor  # which of its rollouts, `(rows,)`
-    attempt: Tensor  # how many attempts of this rollout came before, `(rows,)`
-    threshold: Tensor  # `(rows,)`
-    guesses: Tensor  # so far, `(rows,)`
-    uniform: Tensor  # random numbers for them, `(rows, cells + 1, 2)`
-    source: Tensor  # of the symmetry this attempt works in, `(rows, cells)`
-    digits: Tensor  # of it, `(rows, digits + 1)`
-    givens: Tensor  # in that symmetry, `(rows, cells)`
-    alive: Tensor  # the state, bool `(rows, cells, digits)`
-    others: Tensor  # states to go back to, the oldest first, bool `(rows, backtrack_depth, cells, digits)`
-    depth: Tensor  # how many of them there are, `(rows,)`
+    "Rollouts under way, one row each."
+    board: Tensor  # (rows,) index of the puzzle
+    rollout: Tensor  # (rows,) number of the rollout among those of its puzzle
+    attempt: Tensor  # (rows,) number of attempts of this rollout that came before
+    threshold: Tensor  # (rows,) candidates kept with a smaller probability are struck out
+    guesses: Tensor  # (rows,) guesses made so far in this attempt
+    uniform: Tensor  # (rows, cells + 1, 2) random numbers in [0, 1) for the guesses
+    source: Tensor  # (rows, cells) old cell of each new one in the symmetry of this attempt
+    digits: Tensor  # (rows, digits + 1) new name of each digit in that symmetry, blank first
+    givens: Tensor  # (rows, cells) digits of the clues in that symmetry, 0 = blank
+    alive: Tensor  # (rows, cells, digits) bool, the state, True = still a candidate
+    others: Tensor  # (rows, backtrack_depth, cells, digits) bool, states to go back to, the oldest first
+    depth: Tensor  # (rows,) number of states to go back to
 
     @property
     def symmetry(self) -> Symmetry: return Symmetry(self.source, self.digits)
 
-    def remember(self, which:Tensor, other:Tensor):
-        "Where to go on should the guess just made be wrong; of too many, the oldest is forgotten."
+    def remember(self, which:Tensor, # (rows,) bool, rollouts that have just guessed
+                 other:Tensor, # (rows, cells, digits) bool, their states if the guess is wrong
+                ):
+        "Keep the state to go back to if the guess is wrong; when there is no room the oldest state is dropped."
         if not self.others.shape[1]: return
         full = which & (self.depth == self.others.shape[1])
         self.others[full] = self.others[full].roll(-1, 1)
@@ -91,7 +96,7 @@ class Attempts(TensorRows):
         self.others[rows, self.depth[rows]] = other[rows]
         self.depth[rows] += 1
 
-    def go_back(self, which:Tensor) -> Tensor: # bool `(rows,)`, those that could
+    def go_back(self, which:Tensor) -> Tensor: # (rows,) bool, those that had a guess to take back
         "Take the last guess back: its digit is struck out where it was guessed."
         which = which & (self.depth > 0)
         rows = which.nonzero().flatten()
@@ -100,60 +105,90 @@ class Attempts(TensorRows):
         return which
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #d0d68ae7
-def begin(puzzles:Tensor, # `(batch, cells)` on the CPU, 0 = blank
+def _chances(puzzle:Tensor, # (cells,) digits of the clues, on the CPU, 0 = blank
+             rollout:int, # number of the rollout
+             attempt:int, # number of the attempt
+             box:BoardShape,
+             budget:SearchBudget,
+             augment:bool, # draw a symmetry; False: keep the board as it is
+            ) -> tuple[Tensor, Tensor, Tensor]: # (cells + 1, 2) uniform numbers, (cells,) source, (digits + 1,) digits
+    "All that is random in an attempt, from a generator seeded by clues, rollout and attempt."
+    clues = puzzle.to(torch.uint8).numpy().tobytes()
+    seed = zlib.crc32(struct.pack('3q', budget.seed, rollout, attempt) + clues)
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(box.cells + 1, 2, generator=generator)
+    if not augment: return uniform, torch.arange(box.cells), torch.arange(box.N + 1)
+    drawn = random_symmetry(box, 1, generator)
+    return uniform, drawn.source[0], drawn.digits[0]
+
+def begin(puzzles:Tensor, # (batch, cells) digits of the clues, on the CPU, 0 = blank
           which:list[tuple[int, int, int]], # (board, rollout, attempt) of each row
           box:BoardShape,
           budget:SearchBudget,
-          augment:bool=True, # draw a symmetry; False: for networks to which all are the same
+          augment:bool=True, # draw a symmetry; False: for networks whose answer moves along with every symmetry
          ) -> Attempts: # on the CPU
-    "Fresh attempts."
-    uniform, moves, bars = [], [], []
-    for board, rollout, attempt in which:
-        seed = zlib.crc32(struct.pack('3q', budget.seed, rollout, attempt) + puzzles[board].to(torch.uint8).numpy().tobytes())
-        generator = torch.Generator().manual_seed(seed)
-        uniform.append(torch.rand(box.cells + 1, 2, generator=generator))
-        if augment: moves.append(random_symmetry(box, 1, generator))
-        bars.append(budget.threshold(rollout, attempt))
-    board, rollout, attempt = torch.tensor(which).reshape(-1, 3).T.clone()
-    still = torch.arange(box.cells).expand(len(which), -1).clone(), torch.arange(box.N + 1).expand(len(which), -1).clone()
-    source, digits = (torch.cat([getattr(m, name) for m in moves]) for name in ('source', 'digits')) if augment and which else still
+    "New attempts, at the clues."
+    board, rollout, attempt = torch.tensor(which).reshape(-1, 3).long().T.clone()
+    chances = [_chances(puzzles[b], r, a, box, budget, augment) for b, r, a in which]
+    if chances: uniform, source, digits = (torch.stack(column) for column in zip(*chances))
+    else:
+        uniform = torch.zeros(0, box.cells + 1, 2)
+        source, digits = board.new_zeros(0, box.cells), board.new_zeros(0, box.N + 1)
     givens = Symmetry(source, digits)(puzzles[board].long())
-    return Attempts(board, rollout, attempt, torch.tensor(bars), torch.zeros_like(board), torch.stack(uniform) if uniform else torch.zeros(0, box.cells + 1, 2),
-                    source, digits, givens, candidates(givens, box), torch.zeros(len(which), budget.backtrack_depth, box.cells, box.N, dtype=torch.bool), torch.zeros_like(board))
+    others = torch.zeros(len(which), budget.backtrack_depth, box.cells, box.N, dtype=torch.bool)
+    return Attempts(board=board, rollout=rollout, attempt=attempt,
+                    threshold=torch.tensor([budget.threshold(r, a) for _, r, a in which]),
+                    guesses=torch.zeros_like(board), uniform=uniform, source=source, digits=digits,
+                    givens=givens, alive=candidates(givens, box), others=others, depth=torch.zeros_like(board))
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #ce5d68f8
 class Reasoned(NamedTuple):
-    "What came out, row by row of the puzzles."
+    "Results of a search, one row for each puzzle."
     verdict: list[str]  # 'solved', 'abstained', 'several' or 'impossible'
-    answers: Tensor  # digits, `(batch, cells)`; 0 unless solved, the first of several
-    bare: Tensor  # the first full board of the first rollout, unchecked, `(batch, cells)`; 0 if there was none
-    moves: Tensor  # network calls spent on it, `(batch,)`
-    rollouts: Tensor  # most rollouts side by side, `(batch,)`
+    answers: Tensor  # (batch, cells) digits; 0 unless solved, the first answer if there are several
+    bare: Tensor  # (batch, cells) digits of the first full board of the first rollout, unchecked; 0 if there was none
+    moves: Tensor  # (batch,) moves made, each of them one network call for one state
+    rollouts: Tensor  # (batch,) largest number of rollouts side by side
 
 @torch.no_grad()
-def call(network:Lattice, alive:Tensor, budget:SearchBudget) -> Reading:
-    "The network's last word on states, in slices that fit."
+def call(network:Lattice,
+         alive:Tensor, # (rows, cells, digits) bool, True = still a candidate
+         budget:SearchBudget,
+        ) -> Reading:
+    "What the network says of states after its last iteration, in slices of `budget.batch`."
     parts = [network.last(part, budget.loops) for part in alive.split(budget.batch)]
     return Reading(*(torch.cat(column) for column in zip(*parts)))
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #a89f3088
 class SearchBoards:
-    "The boards, and what is known of them so far."
-    def __init__(self, puzzles:Tensor, box:BoardShape, budget:SearchBudget):
+    "The boards of a search, and what is known of them so far."
+    def __init__(self, puzzles:Tensor, # (batch, cells) digits of the clues, 0 = blank
+                 box:BoardShape,
+                 budget:SearchBudget,
+                ):
         self.box, self.budget, self.puzzles, n = box, budget, puzzles.cpu().long(), len(puzzles)
         self.possible = is_valid(self.puzzles, box)
         self.answers, self.bare = torch.zeros_like(self.puzzles), torch.zeros_like(self.puzzles)
         self.found, self.moves, self.rollouts = (torch.zeros(n, dtype=torch.long) for _ in range(3))
         self.several = torch.zeros(n, dtype=torch.bool)
 
-    def unfinished(self) -> Tensor: # bool `(batch,)`
+    def unfinished(self) -> Tensor: # (batch,) bool
+        "Boards that still need moves."
         return self.possible & ~self.several & (self.found < self.budget.agreement)
 
-    def note(self, full:Attempts) -> Tensor: # bool `(rows,)`, right by the rules
-        "Look at full boards: right, and the same as before?"
-        answers, right = full.symmetry.inverse()(answer_of(full.alive)).cpu(), keeps_rules(full.alive, full.givens, self.box).cpu()
-        for board, rollout, attempt, answer, good in zip(full.board.tolist(), full.rollout.tolist(), full.attempt.tolist(), answers, right.tolist()):
-            if not rollout and not attempt and not self.bare[board].any(): self.bare[board] = answer
+    def verdict(self, board:int) -> str: # 'solved', 'abstained', 'several' or 'impossible'
+        "What is known of one board at the end."
+        if not self.possible[board]: return 'impossible'
+        if self.several[board]: return 'several'
+        return 'solved' if self.found[board] else 'abstained'
+
+    def note(self, full:Attempts) -> Tensor: # (rows,) bool, True = keeps the rules
+        "Check full boards: do they keep the rules, and are they the same as before?"
+        answers = full.symmetry.inverse()(answer_of(full.alive)).cpu()
+        right = keeps_rules(full.alive, full.givens, self.box).cpu()
+        first = ((full.rollout == 0) & (full.attempt == 0)).tolist()
+        for board, is_first, answer, good in zip(full.board.tolist(), first, answers, right.tolist()):
+            if is_first and not self.bare[board].any(): self.bare[board] = answer
             if not good: continue
             if not self.found[board]: self.answers[board] = answer
             self.several[board] |= bool((answer != self.answers[board]).any())
@@ -162,26 +197,32 @@ class SearchBoards:
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #34d814d9
 class Search(SearchBoards):
-    "A network at work on boards."
-    def __init__(self, network:Lattice, puzzles:Tensor, box:BoardShape, budget:SearchBudget):
+    "A search by rollouts of a network, on many boards at once."
+    def __init__(self, network:Lattice,
+                 puzzles:Tensor, # (batch, cells) digits of the clues, 0 = blank
+                 box:BoardShape,
+                 budget:SearchBudget,
+                ):
         super().__init__(puzzles, box, budget)
         self.network, self.device = network, next(iter(network.parameters()), torch.zeros(0)).device
 
-    def begin(self, which) -> Attempts:
-        rows = begin(self.puzzles, which, self.box, self.budget, not self.network.symmetric)
+    def begin(self, which:list[tuple[int, int, int]], # (board, rollout, attempt) of each row
+             ) -> Attempts: # on the device of the network
+        "New attempts."
+        rows = begin(self.puzzles, which, self.box, self.budget, augment=not self.network.symmetric)
         return Attempts(**{f.name: getattr(rows, f.name).to(self.device) for f in fields(rows)})
 
-    def advance(self, rows:Attempts) -> tuple[Reading, MoveResult]:
-        "One move of every rollout, its guess remembered; what the network said, and what came of it."
+    def advance(self, rows:Attempts) -> tuple[Reading, MoveResult]: # what the network said, and the move it led to
+        "One move of every rollout; the state to go back to is kept."
         uniform = rows.uniform[torch.arange(len(rows), device=self.device), rows.guesses % (self.box.cells + 1)]
         said = call(self.network, rows.alive, self.budget)
-        moved = move(rows.alive, said, self.budget.moves, uniform, rows.threshold)
+        moved = move(rows.alive, said, self.budget.moves, uniform, threshold=rows.threshold)
         rows.alive, rows.guesses = moved.alive, rows.guesses + moved.guessed
         rows.remember(moved.guessed, moved.other)
         return said, moved
 
     def round(self, rows:Attempts) -> Attempts:
-        "One move of every rollout; boards that are finished leave, rollouts that have ended go back or begin anew."
+        "One move of every rollout; boards that are finished leave, rollouts that have ended go back or start again."
         _, moved = self.advance(rows)
         self.moves += torch.bincount(rows.board.cpu(), minlength=len(self.puzzles))
         failed = moved.dead.clone()
@@ -197,12 +238,13 @@ class Search(SearchBoards):
 
 # %% ../../../nbs/systems/lattice/02_search.ipynb #5b958feb
 def reason(network:Lattice, # left in the mode it was in
-           puzzles:Tensor, # `(batch, cells)` digits, 0 = blank
+           puzzles:Tensor, # (batch, cells) digits of the clues, 0 = blank
            box:BoardShape,
            budget:SearchBudget=SearchBudget(),
           ) -> Reasoned: # on the CPU
     "Solve boards, or say which ones remain open."
-    if puzzles.shape[-1] != box.cells: raise UserError(f'puzzles have {puzzles.shape[-1]} cells, a board of {box} boxes has {box.cells}')
+    if puzzles.shape[-1] != box.cells:
+        raise UserError(f'puzzles have {puzzles.shape[-1]} cells, a board of {box} boxes has {box.cells}')
     training, search, rows = network.training, Search(network, puzzles, box, budget), None
     network.eval()
     for before, width in zip((0, *budget.rollouts), budget.rollouts):
@@ -214,6 +256,7 @@ def reason(network:Lattice, # left in the mode it was in
         for _ in range(budget.max_moves):
             if len(rows): rows = search.round(rows)
     network.train(training)
-    verdicts = ['impossible' if not p else 'several' if s else 'solved' if f else 'abstained' for p, s, f in zip(search.possible, search.several, search.found)]
+    verdicts = [search.verdict(board) for board in range(len(puzzles))]
     shown = torch.tensor([v in ('solved', 'several') for v in verdicts], dtype=torch.bool)
-    return Reasoned(verdicts, search.answers * shown[:, None], search.bare, search.moves, search.rollouts)
+    return Reasoned(verdicts, answers=search.answers * shown[:, None],
+                    bare=search.bare, moves=search.moves, rollouts=search.rollouts)

@@ -16,40 +16,41 @@ from ...sudoku.data_config import ALL, Data
 @dataclass(frozen=True, kw_only=True)
 class LoopedConfig(Data):
     "Settings of a run of a looped network; defaults are those of the log's section Baseline."
-    retired = {'carry': 'recurrence', 'once': 'input_once', 'stacks': 'untied_stacks', 'answer': 'readout'}
+    retired = dict(carry='recurrence', once='input_once', stacks='untied_stacks', answer='readout')
     network: Literal['looped', 'nested'] = 'looped'
-    d_model: int = 128
-    layers: int = 4  # blocks in a stack
-    heads: int = 4
-    d_ff: int = 512
-    dropout: float = 0.1
+    d_model: int = 128  # width of a cell's vector
+    layers: int = 4  # number of blocks in a stack
+    heads: int = 4  # number of attention heads
+    d_ff: int = 512  # width of the MLP's hidden layer
+    dropout: float = 0.1  # share of the activations set to zero in training
     activation: Literal['relu', 'gelu', 'relu2'] = 'relu'
     inputs: Literal['concat', 'project_add', 'project_concat'] = 'concat'
-    position: Literal['row_col_box', 'row_col', 'cells', 'sinusoidal', 'sinusoidal_row_col_box', 'rope', 'relative', 'alibi', 'none'] = 'row_col_box'
-    mixing: Literal['attention', 'mlp'] = 'attention'  # how cells speak to each other
-    untied_stacks: int = 1  # sets of blocks, each for a phase of the iterations
+    position: Literal['row_col_box', 'row_col', 'cells', 'sinusoidal', 'sinusoidal_row_col_box',
+                      'rope', 'relative', 'alibi', 'none'] = 'row_col_box'
+    mixing: Literal['attention', 'mlp'] = 'attention'  # layer that exchanges information between cells
+    untied_stacks: int = 1  # number of stacks with weights of their own, each for a phase of the iterations
     outer: int = 3  # nested network: cycles of an iteration, all but the last without gradient
-    inner: int = 6  # nested network: updates of the reasoning in a cycle
-    iterations: int = 16  # of the loop, in training
-    answer_iterations: int = 0  # at which headline numbers are read, 0 = iterations
-    test_iterations: tuple[int, ...] = ()  # further numbers of iterations the final network is tried at
+    inner: int = 6  # nested network: updates of the reasoning state in a cycle
+    iterations: int = 16  # number of iterations of the loop in training
+    answer_iterations: int = 0  # number of iterations at which headline metrics are read, 0 = as in training
+    test_iterations: tuple[int, ...] = ()  # further numbers of iterations at which the final network is tested
     feedback: bool = True  # the prediction enters the next iteration
-    recurrence: Literal['none', 'add', 'concat', 'gated', 'memory', 'streams'] = 'none'  # what else does
-    input_once: tuple[Literal['puzzle', 'position'], ...] = ()  # parts that enter at the first iteration only
-    start: Literal['empty', 'random'] = 'empty'  # what is carried into the first iteration
-    readout: Literal['head', 'residual', 'residual_norm'] = 'head'  # where logits come from
-    supervise: Literal['all', 'last'] = 'all'  # iterations that carry loss
-    late_share: float = 0.0  # of the batches, that begin after some iterations without gradient
-    late_iterations: tuple[int, ...] = ()  # how many: one of these
+    recurrence: Literal['none', 'add', 'concat', 'gated', 'memory', 'streams'] = 'none'  # form of the hidden state
+    input_once: tuple[Literal['puzzle', 'position'], ...] = ()  # inputs that enter at the first iteration only
+    start: Literal['empty', 'random'] = 'empty'  # hidden state before the first iteration
+    readout: Literal['head', 'residual', 'residual_norm'] = 'head'  # layers that compute the logits
+    supervise: Literal['all', 'last'] = 'all'  # iterations that are supervised
+    late_share: float = 0.0  # share of the batches that begin after some iterations without gradient
+    late_iterations: tuple[int, ...] = ()  # numbers of those iterations, one is drawn per batch
     slots: bool = False  # a board stays in the batch, with its state, until it is solved
-    steps: int = 100_000
-    eval_every: int = 2_000
+    steps: int = 100_000  # number of training steps
+    eval_every: int = 2_000  # number of steps between two evaluations
     best_metric: str = 'puzzle_accuracy'
     best_mode: Literal['min', 'max'] = 'max'
 
     @property
-    def headline(self) -> int: # iterations
-        "Iterations at which headline numbers are read."
+    def headline(self) -> int: # number of iterations
+        "Iterations at which headline metrics are read."
         return self.answer_iterations or self.iterations
 
     def check(self):
@@ -65,29 +66,38 @@ def check_network(c:LoopedConfig):
         refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
     refuse(c.d_model % c.heads, f'heads={c.heads} does not divide d_model={c.d_model}')
     refuse(not 0 <= c.dropout < 1, f'dropout={c.dropout}: must lie in [0, 1)')
-    refuse(c.untied_stacks > c.iterations, f'untied_stacks={c.untied_stacks}: more than iterations={c.iterations}, some would never be used')
-    refuse(any(n < 1 for n in c.test_iterations + c.late_iterations), 'test_iterations and late_iterations: each must be at least 1')
+    refuse(c.untied_stacks > c.iterations,
+           f'untied_stacks={c.untied_stacks}: more than iterations={c.iterations}, some would never be used')
+    refuse(any(n < 1 for n in c.test_iterations + c.late_iterations),
+           'test_iterations and late_iterations: each must be at least 1')
     refuse(not 0 <= c.late_share <= 1, f'late_share={c.late_share}: must lie in [0, 1]')
-    refuse(bool(c.late_share) != bool(c.late_iterations), 'late_share and late_iterations go together; set both or none')
-    refuse(c.mixing == 'mlp' and c.position in ('rope', 'relative', 'alibi'), f'position={c.position!r} acts on attention, which mixing={c.mixing!r} has not')
-    refuse(c.input_once and c.recurrence != 'add', f"input_once={c.input_once}: what enters once must be carried; use recurrence='add'")
-    refuse(c.start == 'random' and c.recurrence != 'add', "start='random' begins what is carried; use recurrence='add'")
+    refuse(bool(c.late_share) != bool(c.late_iterations),
+           'late_share and late_iterations go together; set both or none')
+    refuse(c.mixing == 'mlp' and c.position in ('rope', 'relative', 'alibi'),
+           f"position={c.position!r} acts on attention; use mixing='attention'")
+    refuse(c.input_once and c.recurrence != 'add',
+           f"input_once={c.input_once}: later iterations need it in the hidden state; use recurrence='add'")
+    refuse(c.start == 'random' and c.recurrence != 'add',
+           "start='random' is a first hidden state; use recurrence='add'")
     refuse(c.slots and (c.recurrence != 'add' or c.accumulate > 1 or c.sam_rho or c.late_share),
            "slots=True needs recurrence='add', accumulate=1, sam_rho=0 and late_share=0")
 
 # %% ../../../nbs/systems/looped/00_config.ipynb #a743bc68
 SCALES = {
-    'smoke': dict(box=(2, 3), data='generated', puzzles=400, train_puzzles=0, test_puzzles=40, validation_puzzles=20, difficulty=ALL, relabel=True,
-                  d_model=16, layers=1, heads=2, d_ff=32, dropout=0., iterations=4, test_iterations=(8,), batch_size=16, steps=20, eval_every=10,
-                  lr=3e-3, schedule='cosine', warmup=5),
-    'laptop': dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=2_000, validation_puzzles=500, difficulty=ALL, relabel=True,
-                   d_model=48, layers=2, heads=3, d_ff=192, dropout=0., iterations=6, test_iterations=(8, 12, 16, 24, 32), batch_size=32, steps=1_100,
+    'smoke': dict(box=(2, 3), data='generated', puzzles=400, train_puzzles=0, test_puzzles=40, validation_puzzles=20,
+                  difficulty=ALL, relabel=True, d_model=16, layers=1, heads=2, d_ff=32, dropout=0., iterations=4,
+                  test_iterations=(8,), batch_size=16, steps=20, eval_every=10, lr=3e-3, schedule='cosine', warmup=5),
+    'laptop': dict(box=(2, 3), data='generated', puzzles=30_000, train_puzzles=0, test_puzzles=2_000,
+                   validation_puzzles=500, difficulty=ALL, relabel=True, d_model=48, layers=2, heads=3, d_ff=192,
+                   dropout=0., iterations=6, test_iterations=(8, 12, 16, 24, 32), batch_size=32, steps=1_100,
                    eval_every=100, lr=8e-3, weight_decay=0.1, schedule='cosine', warmup=50),
-    'laptop9': dict(data='public:easy_45_clues,medium_35_clues,hard_25_clues', train_puzzles=0, test_puzzles=600, validation_puzzles=150, difficulty=ALL,
-                    relabel=True, d_model=48, layers=2, heads=3, d_ff=192, dropout=0., iterations=6, test_iterations=(12, 24),
-                    batch_size=24, steps=700, eval_every=100, lr=5e-3, weight_decay=0.1, schedule='cosine', warmup=50),
-    'h200': dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=5_000, validation_puzzles=1_000, difficulty=ALL, relabel=True,
-                 dropout=0., test_iterations=(32, 64, 128, 256), batch_size=2_048, steps=9_000, eval_every=500, lr=1.5e-3,
-                 schedule='cosine', warmup=1_000, precision='bfloat16', compile=True),
+    'laptop9': dict(data='public:easy_45_clues,medium_35_clues,hard_25_clues', train_puzzles=0, test_puzzles=600,
+                    validation_puzzles=150, difficulty=ALL, relabel=True, d_model=48, layers=2, heads=3, d_ff=192,
+                    dropout=0., iterations=6, test_iterations=(12, 24), batch_size=24, steps=700, eval_every=100,
+                    lr=5e-3, weight_decay=0.1, schedule='cosine', warmup=50),
+    'h200': dict(data='generated', puzzles=300_000, train_puzzles=0, test_puzzles=5_000, validation_puzzles=1_000,
+                 difficulty=ALL, relabel=True, dropout=0., test_iterations=(32, 64, 128, 256), batch_size=2_048,
+                 steps=9_000, eval_every=500, lr=1.5e-3, schedule='cosine', warmup=1_000, precision='bfloat16',
+                 compile=True),
     'log': {},
 }
