@@ -74,8 +74,8 @@ class NestedNetwork(Looped):
         with torch.no_grad(): z, y = self._cycles(self.outer - 1, x, z, y)
         z, y = self._cycles(1, x, z, y)
         logits, hidden = self.head(y), torch.stack([z, y], -2)
-        recurrent = state.recurrent_input
-        return logits, State(recurrent, recurrent, logits.softmax(-1), hidden, state.iteration + 1)
+        return logits, State(next_input=state.recurrent_input, recurrent_input=state.recurrent_input,
+                             prediction=logits.softmax(-1), hidden=hidden, iteration=state.iteration + 1)
 
     def flop(self, iterations:int) -> float: # floating-point operations per puzzle, forward only
         "Matrix products of all cycles."

@@ -59,7 +59,7 @@ class LoopedTask(Boards):
         boards = self.sides[side]
         puzzles, solutions = (torch.as_tensor(np.asarray(a)) for a in (boards.puzzles, boards.solutions))
         at_iterations = tuple(sorted({self.config.headline, *iterations}))
-        return evaluate(self.model, puzzles, solutions, np.asarray(boards.ratings), at_iterations)
+        return evaluate(self.model, puzzles, solutions, np.asarray(boards.ratings), iterations=at_iterations)
 
     def evaluate(self) -> dict[str, float]:
         "Validation boards, at the headline number of iterations."

@@ -46,8 +46,8 @@ class Parts(Looped):
         self.embed = make_input(inputs, box.N, d_model)
         self.position = Position(position, box, d_model, heads)
         mixed_cells = box.cells if mixing == 'mlp' else 0
-        self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, dropout, activation, mixed_cells)
-                                    for _ in range(layers * untied_stacks))
+        settings = dict(dropout=dropout, activation=activation, cells=mixed_cells)
+        self.blocks = nn.ModuleList(Block(d_model, heads, d_ff, **settings) for _ in range(layers * untied_stacks))
         self.head = nn.Linear(d_model, box.N)
         self.recurrence = Recurrence(recurrence, d_model)
         if readout != 'head': self.residual = ResidualReadout(d_model, box.N, d_ff, readout == 'residual_norm')
@@ -91,7 +91,8 @@ class LoopedTransformer(Parts):
         elif self.feedback:
             p = logits.mT.softmax(-2).mT  # along a column, which vectorises: a row of digits is short
         hidden = self.recurrence.write(h, state.hidden)
-        return logits, State(state.recurrent_input, state.recurrent_input, p, hidden, state.iteration + 1)
+        return logits, State(next_input=state.recurrent_input, recurrent_input=state.recurrent_input,
+                             prediction=p, hidden=hidden, iteration=state.iteration + 1)
 
 # %% ../../../nbs/systems/looped/02_transformer.ipynb #1b91c7c4
 def looped_loss(logits:Tensor, # (iterations, batch, cells, digits)
