@@ -5,10 +5,11 @@ import shutil
 import pytest
 
 # Units of work by their cost, dearest first: the last ones to start are short, and two workers end together.
-DEAR = ('08e_dynamics', 'test_site', 'test_lab', 'test_runs', 'test_own_records', 'test_sweeps', 'test_dynamics', 'test_equilibrium',
-        'test_trainer', 'test_solving', 'test_cli', 'test_package', '02_gradient', '09_other', 'test_parallel', '12_test_time',
-        '01_lattice', '05_lessons', '02_recurrence', '08_curricula', '03_block', '04_practice', '01_beta', 'test_paths', 'test_reader',
-        'jobs/lattice', '13_memory', 'test_collection', '02_sweeps', '03_solver', '01_symmetry', '10d_solving', '01_runs', '12_benchmark')
+DEAR = ('test_lab', 'test_site', 'test_runs', 'test_own_records', 'test_sweeps', 'test_dynamics', 'test_equilibrium',
+        'test_trainer', 'test_solving', 'test_cli', 'test_package', '_gradient', 'other_architectures', 'test_parallel',
+        'test_time', '01_lattice', '_lessons', 'trained_dynamics', 'equilibrium/06_open', '02_recurrence', '_curricula',
+        'equilibrium/04_block', '05_practice', '01_beta', 'test_leaderboard', 'test_paths', 'test_reader', 'jobs/lattice',
+        '_memory', 'test_collection', '_sweeps', '03_solver', '01_symmetry', 'neural_solver', '_runs', '_benchmark')
 
 
 @pytest.fixture

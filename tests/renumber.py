@@ -1,4 +1,4 @@
-"""Numbers of the library's notebooks: contiguous in each folder, in the order in which their modules import each other.
+"""Numbers of notebooks: contiguous in each folder, without letters; in the library the order in which modules import.
 
 `python tests/renumber.py` renames what is out of order and every link to it; with `--check` it only says what it would do."""
 import ast
@@ -59,7 +59,15 @@ def renamed() -> dict[Path, Path]:
         for place, path in enumerate(ordered(folder)):
             goal = folder / f"{place:02d}_{name_of(path)}.ipynb"
             if goal != path: found[path] = goal
+    for folder in sorted((NBS / "logs").glob("*")):  # narratives: as they are ordered, from the number of the first
+        for place, path in enumerate(sorted(folder.glob("*.ipynb")), start=first_number(folder)):
+            goal = folder / f"{place:02d}_{name_of(path)}.ipynb"
+            if goal != path: found[path] = goal
     return found
+
+
+def first_number(folder: Path) -> int:
+    return min((int(path.name[:2]) for path in folder.glob("*.ipynb")), default=0)
 
 
 def relinked(text: str, here: Path, moved: dict[Path, Path]) -> str:

@@ -19,4 +19,5 @@ def style() -> dict: # for `plt.rc_context` or `plt.rcParams.update`
             'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True,
             'xtick.color': INK, 'ytick.color': INK, 'xtick.major.size': 3, 'ytick.major.size': 3,
             'grid.color': '#e6e6e6', 'grid.linewidth': .7, 'lines.linewidth': 1.7, 'lines.markersize': 5.5,
-            'svg.hashsalt': 'reasonnb', 'svg.fonttype': 'path'}
+            'svg.hashsalt': 'reasonnb', 'svg.fonttype': 'path',
+            'savefig.bbox': 'tight', 'savefig.pad_inches': .06}

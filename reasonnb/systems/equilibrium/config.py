@@ -62,7 +62,7 @@ class ImageConfig(Config):
 @dataclass(frozen=True, kw_only=True)
 class EquilibriumConfig(ImageConfig):
     "Settings of a run; defaults are those of the log's best one."
-    retired = dict(on_untrusted='on_untrusted', residual_to_nudge_limit='residual_to_nudge_limit', residual_limit='residual_limit')
+    retired = {'poor': 'on_untrusted', 'noise_limit': 'residual_to_nudge_limit', 'rest_limit': 'residual_limit'}
     network: Literal['energy', 'conv', 'cross', 'self'] = 'cross'  # with an energy: transformer, feature maps; without: asks the clamped input, asks itself
     patch: int = 0  # side of the squares that become tokens, or of the kernels, pixels; 0 = the whole image is one token
     stride: int = 1  # pixels from one square to the next

@@ -18,7 +18,8 @@ from .search import SearchBudget
 @dataclass(frozen=True, kw_only=True)
 class LatticeConfig(Data):
     "Settings of a run of a lattice network."
-    retired = dict(guess_when_stuck='guess_when_stuck', keep_lost_prob='keep_lost_prob', augment='augment', rollouts='rollouts', max_moves='max_moves')
+    retired = {'patient': 'guess_when_stuck', 'linger': 'keep_lost_prob', 'turn': 'augment', 'chains': 'rollouts',
+               'rounds': 'max_moves'}
     network: Literal['symmetric', 'attention'] = 'attention'
     d_model: int = 128  # per cell, for the symmetric network per candidate
     layers: int = 4  # blocks in a loop

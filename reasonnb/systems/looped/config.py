@@ -16,7 +16,7 @@ from ...sudoku.data_config import ALL, Data
 @dataclass(frozen=True, kw_only=True)
 class LoopedConfig(Data):
     "Settings of a run of a looped network; defaults are those of the log's section Baseline."
-    retired = dict(recurrence='recurrence', input_once='input_once', untied_stacks='untied_stacks', readout='readout')
+    retired = {'carry': 'recurrence', 'once': 'input_once', 'stacks': 'untied_stacks', 'answer': 'readout'}
     network: Literal['looped', 'nested'] = 'looped'
     d_model: int = 128
     layers: int = 4  # blocks in a stack
