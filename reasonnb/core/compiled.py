@@ -11,8 +11,8 @@ from collections.abc import Callable
 from numba import njit
 
 # %% ../../nbs/core/07_compiled.ipynb #66ef9cfe
-def compiled(fn:Callable # in the part of Python that numba knows
-            ) -> Callable:
+def compiled(fn:Callable # a function in the part of Python that numba knows
+            ) -> Callable: # the compiled function
     "Compile on first use, without the GIL; kept on disk for the functions of a file, where a folder can be written."
     try: return njit(fn, nogil=True, cache=os.path.exists(fn.__code__.co_filename))
     except RuntimeError: return njit(fn, nogil=True) # numba found no folder

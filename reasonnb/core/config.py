@@ -16,19 +16,20 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 # %% ../../nbs/core/00_config.ipynb #dce31f6d
 class UserError(ValueError):
-    "A mistake in the input that the user can mend; its message is one line, and in a notebook all that is shown."
+    "A mistake in the input that the user can fix; its message is one line, and in a notebook all that is shown."
 
-    def _render_traceback_(self) -> list[str]: # asked for by IPython
+    def _render_traceback_(self) -> list[str]: # lines that IPython shows
         "The message; all frames when `%tb` asks for them."
         import sys, traceback
-        if any(frame.f_code.co_name == 'tb' for frame, _ in traceback.walk_stack(sys._getframe())): return traceback.format_exception(self)
+        callers = (frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._getframe()))
+        if 'tb' in callers: return traceback.format_exception(self)
         return [f'{type(self).__name__}: {self}', '(%tb in a new cell shows where)']
 
 # %% ../../nbs/core/00_config.ipynb #759ae3b0
 def unknown(kind:str, # what sort of thing was asked for, e.g. 'field'
-            name:str, # the name nobody knows
+            name:str, # the name that does not exist
             known, # the names that exist
-           ) -> UserError: # to be raised by the caller
+           ) -> UserError: # the error, for the caller to raise
     "The error for a name that does not exist, with the closest one that does."
     known = sorted(str(k) for k in known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -36,21 +37,31 @@ def unknown(kind:str, # what sort of thing was asked for, e.g. 'field'
     return UserError(f"unknown {kind} {name!r}: {hint}")
 
 # %% ../../nbs/core/00_config.ipynb #5c1630be
-def _from_text(text:str, # as typed on a command line
+_BOOLS = {'true': True, '1': True, 'false': False, '0': False}
+
+def _int_from_text(text:str) -> int:
+    "A whole number; `1e5` counts, `1e-3` and `2.5` do not."
+    if 'e' not in text.lower(): return int(text)
+    value = float(text)
+    if not value.is_integer(): raise ValueError(text)
+    return int(value)
+
+def _from_text(text:str, # one value as typed on a command line
                kind, # bool, int, float or a tuple type
               ):
-    "Read a value of a simple type from text; raises ValueError when it is none."
-    if kind is bool: return bool(('false', 'true', '0', '1').index(text.lower()) % 2)
+    "Read a value of a simple type from text (a tuple as a list of texts); raises ValueError when it is none."
+    if kind is bool:
+        if text.lower() not in _BOOLS: raise ValueError(text)
+        return _BOOLS[text.lower()]
     if kind is float: return float(text)
-    if kind is int and 'e' in text.lower(): return int(text) if float(text) % 1 else int(float(text))  # 1e5 steps
-    if kind is int: return int(text)
+    if kind is int: return _int_from_text(text)
     return text.strip('()[]').replace(',', ' ').split()
 
 # %% ../../nbs/core/00_config.ipynb #6d62129c
-def coerce(value, # what was given
+def coerce(value, # the value that was given, of any type
            kind, # the declared type: bool, int, float, str, tuple[...], Literal[...] or X | None
           ):
-    "Turn `value` into the declared type without losing anything; raises ValueError or TypeError when it does not fit."
+    "Turn `value` into the declared type without losing anything; ValueError or TypeError when it does not fit."
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         if value is None or (isinstance(value, str) and value.lower() == 'none'): return None
@@ -58,7 +69,8 @@ def coerce(value, # what was given
     if origin is Literal:
         if value not in args: raise ValueError(value)
         return value
-    if isinstance(value, str) and (kind in (bool, int, float) or origin is tuple): value = _from_text(value.strip(), kind)
+    simple = kind in (bool, int, float) or origin is tuple
+    if isinstance(value, str) and simple: value = _from_text(value.strip(), kind)
     if origin is tuple:
         if not isinstance(value, list | tuple): raise TypeError(value)
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
@@ -78,7 +90,7 @@ _kinds = lru_cache(get_type_hints)  # a large sweep makes thousands of configs o
 
 class Settings:
     "Base of config dataclasses: typed when made, changed by name, compared field by field."
-    retired = {} # old names of fields that somebody may still type -> what they are called now
+    retired = {} # old name of a field that somebody may still type -> its name now
 
     def __post_init__(self):
         kinds = _kinds(type(self))
@@ -93,7 +105,7 @@ class Settings:
     def _values(self) -> dict: return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def replace(self, **overrides) -> Self:
-        "A copy with some fields changed; text is read as the field's type. Unknown names and wrong types raise `UserError`."
+        "A copy with some fields changed; text is read as the field's type. A wrong name or type is a `UserError`."
         return type(self).from_dict(self._values() | overrides)
 
     @classmethod
@@ -124,25 +136,25 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     "Every setting of a run that the trainer reads. A system subclasses it with its own fields and its own `check`."
-    seed: int = 0  # of weights, data order and noise
-    steps: int = 1000  # optimizer updates
+    seed: int = 0  # seed of weights, data order and noise
+    steps: int = 1000  # optimizer updates in the whole run
     batch_size: int = 128  # items per update
     accumulate: int = 1  # micro-batches that a batch is cut into, to save memory
-    optimizer: Literal['adamw', 'muon'] = 'adamw'
+    optimizer: Literal['adamw', 'muon'] = 'adamw'  # muon for hidden matrices, with AdamW for the rest
     lr: float = 1e-3  # peak learning rate
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW moments
-    weight_decay: float = 0.01  # decoupled; matrices only
-    sam_rho: float = 0.0  # SAM: distance uphill, 0 = off
-    schedule: Literal['constant', 'cosine', 'wsd'] = 'constant'
+    betas: tuple[float, float] = (0.9, 0.95)  # decay per update of AdamW's first and second moment
+    weight_decay: float = 0.01  # decoupled weight decay, on matrices only
+    sam_rho: float = 0.0  # distance that SAM goes uphill, in the 2-norm over all parameters, 0 = off
+    schedule: Literal['constant', 'cosine', 'wsd'] = 'constant'  # learning rate after the warm-up
     warmup: int = 0  # updates of linear warm-up
     lr_floor: float = 0.01  # share of the peak that a decay ends at
     decay: int = 0  # updates of the final decay (wsd)
-    decay_shape: Literal['cosine', 'sqrt'] = 'cosine'  # sqrt: 1 - sqrt(progress)
+    decay_shape: Literal['cosine', 'sqrt'] = 'cosine'  # form of the final decay; sqrt is 1 - sqrt(progress)
     clip: float = 1.0  # largest gradient norm, 0 = off
     ema: float = 0.0  # decay of the averaged weights, 0 = off
-    precision: Literal['float32', 'bfloat16'] = 'float32'
-    compile: bool = False  # torch.compile the model
-    device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto'
+    precision: Literal['float32', 'bfloat16'] = 'float32'  # bfloat16 by autocast, with float32 weights
+    compile: bool = False  # whether torch.compile compiles the model
+    device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto'  # auto: the first of cuda, mps, cpu that is there
     eval_every: int = 0  # updates between evaluations, 0 = only at the end
     checkpoint_every: int = 0  # updates between checkpoints, 0 = at each evaluation
     patience: int = 0  # evaluations without improvement before stopping, 0 = off
@@ -167,19 +179,23 @@ def check_config(c:Config):
     refuse(c.lr_floor > 1, f"lr_floor={c.lr_floor}: a share of the peak, at most 1")
     refuse(c.ema >= 1, f"ema={c.ema}: the averaged weights would never move; use less than 1")
     refuse(max(c.betas) >= 1 or min(c.betas) < 0, f"betas={c.betas}: each must lie in [0, 1)")
-    refuse(c.accumulate > c.batch_size, f"accumulate={c.accumulate} cuts a batch of {c.batch_size} into empty pieces; lower accumulate")
+    refuse(c.accumulate > c.batch_size,
+           f"accumulate={c.accumulate} cuts a batch of {c.batch_size} into empty pieces; lower accumulate")
     refuse(c.patience and not c.eval_every, f"patience={c.patience} counts evaluations; set eval_every too")
-    refuse(c.decay and c.schedule != 'wsd', f"decay={c.decay} belongs to schedule='wsd', not {c.schedule!r}; set decay=0")
+    refuse(c.decay and c.schedule != 'wsd',
+           f"decay={c.decay} belongs to schedule='wsd', not {c.schedule!r}; set decay=0")
     refuse(not c.decay and c.schedule == 'wsd', "schedule='wsd' needs decay > 0, e.g. a fifth of steps")
     refuse(c.warmup + c.decay > c.steps, f"warmup={c.warmup} + decay={c.decay} do not fit into steps={c.steps}")
-    refuse(c.schedule == 'cosine' and c.warmup == c.steps, f"warmup={c.warmup} leaves no step for the cosine in steps={c.steps}")
+    refuse(c.schedule == 'cosine' and c.warmup == c.steps,
+           f"warmup={c.warmup} leaves no step for the cosine in steps={c.steps}")
 
 # %% ../../nbs/core/00_config.ipynb #052bea65
 def parse_override(text:str # 'name=value'
                   ) -> tuple[str, str]:
     "Split one override into name and value."
     name, equals, value = text.partition('=')
-    if not equals or not name.strip().isidentifier(): raise UserError(f"override {text!r}: expected name=value, e.g. lr=3e-4")
+    if not equals or not name.strip().isidentifier():
+        raise UserError(f"override {text!r}: expected name=value, e.g. lr=3e-4")
     return name.strip(), value.strip()
 
 def parse_overrides(text:str # 'lr=3e-4 steps=20', quotes keep blanks together
@@ -198,16 +214,16 @@ def parse_overrides(text:str # 'lr=3e-4 steps=20', quotes keep blanks together
 class Experiment:
     "A section of a log as code: what changes against `base` at every scale, and what more at some."
     slug: str  # as in data/logs/sections.csv
-    base: str = ''  # slug it inherits from, '' for a root
-    change: dict[str, Any] = field(default_factory=dict)  # field -> value, at every scale
-    at: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> further changes
+    base: str = ''  # slug of the experiment it inherits from, '' for a root
+    change: dict[str, Any] = field(default_factory=dict)  # changed field -> its value at every scale
+    at: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> fields that change there in addition
     note: str = ''  # what the reader must know, e.g. a deviation from the log
 
 @dataclass(frozen=True)
 class CompareWith:
     "A claim's own function together with the experiment to compare with, where `claims.csv` names none or another one."
-    ask: Callable  # (records of the left side, records of `versus`) -> as for a plain function
-    versus: str  # slug
+    ask: Callable  # (records of the left side, records of `versus`) -> the same as a plain claim function
+    versus: str  # slug of the experiment to compare with
 
 # %% ../../nbs/core/00_config.ipynb #770580b6
 class Deferred:
@@ -217,8 +233,9 @@ class Deferred:
     def __set_name__(self, owner, name): self.name = name
 
     def __get__(self, one, owner=None):
-        if one is None and not self.default: raise AttributeError(self.name)  # tells the dataclass that there is no default
-        if one is None: return self.default[0]
+        if one is None:
+            if not self.default: raise AttributeError(self.name)  # tells the dataclass that there is no default
+            return self.default[0]
         value = vars(one)[self.name]
         if isinstance(value, str):
             module, _, name = value.partition(':')
@@ -231,13 +248,13 @@ class Deferred:
 @dataclass(frozen=True, eq=False)
 class System:
     "All that `lab` knows of a system: how its experiments resolve, how to build a task, and its own commands."
-    name: str
-    logs: tuple[str, ...]  # logs it reruns
-    config: type[Config] = Deferred()
-    scales: dict[str, dict[str, Any]]  # scale -> fields: size and steps, never the idea
-    experiments: tuple[Experiment, ...]
+    name: str  # name of the system, as in reasonnb.systems
+    logs: tuple[str, ...]  # training logs it reruns
+    config: type[Config] = Deferred()  # the class of its configs
+    scales: dict[str, dict[str, Any]]  # scale -> fields of size and length, never of the idea
+    experiments: tuple[Experiment, ...]  # all its experiments, each after its base
     build: Callable[[Config], Any] = Deferred()  # config -> Task (core.trainer)
     job: str  # notebook under nbs/ that papermill runs
     metrics: dict[str, str] = field(default_factory=dict)  # metric of claims.csv -> metric of records
-    claims: dict[str, Callable | CompareWith] = field(default_factory=dict)  # claim id -> its own function over records
-    commands: tuple[Callable, ...] = Deferred(())  # functions that `reasonnb` offers beside its own commands, for typer
+    claims: dict[str, Callable | CompareWith] = field(default_factory=dict)  # claim id -> its function over records
+    commands: tuple[Callable, ...] = Deferred(())  # functions that `reasonnb` offers beside its own commands

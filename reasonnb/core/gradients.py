@@ -20,12 +20,13 @@ from .config import UserError
 @dataclass
 class Batch:
     "Named tensors whose first axis is the item, and how many loss-carrying elements each item has."
-    tensors: dict[str, Tensor]  # name -> (batch, ...)
-    weights: Tensor  # (batch,), e.g. empty cells or predicted tokens of each item
+    tensors: dict[str, Tensor]  # name -> tensor, (batch, ...)
+    weights: Tensor  # loss-carrying elements of each item, e.g. empty cells or predicted tokens, (batch,)
 
     def __post_init__(self):
         for name, tensor in self.tensors.items():
-            if len(tensor) != len(self.weights): raise UserError(f"batch tensor {name!r} has {len(tensor)} items, but there are {len(self.weights)} weights")
+            if len(tensor) == len(self.weights): continue
+            raise UserError(f"batch tensor {name!r} has {len(tensor)} items, but there are {len(self.weights)} weights")
 
     def __getitem__(self, name:str) -> Tensor: return self.tensors[name]
     def __len__(self) -> int: return len(self.weights)
@@ -37,12 +38,15 @@ class Batch:
 
     def to(self, device) -> 'Batch':
         "The batch on a device."
-        return Batch({k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, self.weights.to(device, non_blocking=True))
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}
+        return Batch(moved, self.weights.to(device, non_blocking=True))
 
-    def split(self, n:int # pieces, at most one per item
+    def split(self, n:int # number of pieces, at most one per item
              ) -> list['Batch']:
         "Cut into `n` runs of items whose lengths differ by at most one; no copy."
-        if not 1 <= n <= len(self): raise UserError(f"a batch of {len(self)} items cannot be cut into {n} pieces; lower accumulate or the number of processes")
+        if not 1 <= n <= len(self):
+            raise UserError(f"a batch of {len(self)} items cannot be cut into {n} pieces; "
+                            "lower accumulate or the number of processes")
         pieces = {k: v.tensor_split(n) for k, v in self.tensors.items()}
         return [Batch({k: v[i] for k, v in pieces.items()}, w) for i, w in enumerate(self.weights.tensor_split(n))]
 
@@ -52,14 +56,15 @@ class Batch:
 
 # %% ../../nbs/core/03_gradients.ipynb #1e408fba
 def accumulate_gradients(task, # has .model and .backward(batch) -> loss terms
-                         batch:Batch, # what this process works on
-                         n:int=1, # micro-batches
-                         whole:Tensor|None=None, # () weight over all processes, None = `batch` is all there is
-                         params:list|None=None, # trainable ones; walking a model for them takes longer than the rest of this
-                        ) -> dict[str, Tensor]: # loss terms: weighted means, or this process' share of them
+                         batch:Batch, # the items of this process
+                         n:int=1, # number of micro-batches
+                         whole:Tensor|None=None, # weight over all processes, (); None: `batch` is all there is
+                         params:list|None=None, # trainable parameters, None: found in the model, which takes long
+                        ) -> dict[str, Tensor]: # loss terms, (): weighted means, or this process' share of them
     "Fill `.grad` with the sum over micro-batches of (micro weight / whole weight) x micro gradient."
     params = params or [p for p in task.model.parameters() if p.requires_grad]
-    for p in params: p.grad = None
+    for p in params:
+        p.grad = None
     if n == 1 and whole is None: return task.backward(batch)
     whole = batch.weight if whole is None else whole
     total, terms = [None] * len(params), {}
@@ -72,13 +77,14 @@ def accumulate_gradients(task, # has .model and .backward(batch) -> loss terms
             part = p.grad.mul_(share)
             total[i] = part if total[i] is None else total[i].add_(part)
             p.grad = None
-    for p, grad in zip(params, total): p.grad = grad
+    for p, grad in zip(params, total):
+        p.grad = grad
     return terms
 
 # %% ../../nbs/core/03_gradients.ipynb #ad548f8a
 def clip_gradients(params:Iterable[nn.Parameter],
                    limit:float, # largest joint 2-norm, 0 = no limit
-                  ) -> Tensor: # () the norm before clipping
+                  ) -> Tensor: # joint 2-norm before clipping, ()
     "Scale all gradients alike so that their joint norm is at most `limit`."
     params = [p for p in params if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
@@ -89,9 +95,9 @@ def clip_gradients(params:Iterable[nn.Parameter],
 @dataclass
 class Ranks:
     "The processes that train one model together; by default one."
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device('cpu')
+    rank: int = 0  # number of this process, from 0
+    world: int = 1  # number of processes
+    device: torch.device = torch.device('cpu')  # where this process computes
 
     @property
     def main(self) -> bool: return self.rank == 0
@@ -118,7 +124,7 @@ class Ranks:
         return bool(box)
 
     def on_main(self, action:Callable):
-        "Do something in the main process while the others wait; its value in every process, or a failure in every process."
+        "Do something in the main process while the others wait; its value, or a failure, in every process."
         value, error = None, None
         if self.main:
             try: value = action()
@@ -129,21 +135,25 @@ class Ranks:
     def same_weights(self, model:nn.Module):
         "Give every process the main process' parameters and buffers."
         if self.world == 1: return
-        for tensor in [*model.parameters(), *model.buffers()]: dist.broadcast(tensor.detach(), src=0)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.detach(), src=0)
 
 # %% ../../nbs/core/03_gradients.ipynb #a9e7e06d
 def _leave():
+    "Wait for the other processes (5 s at most), then close the connections."
     with suppress(RuntimeError, ValueError):
         if dist.get_backend() == 'gloo': dist.monitored_barrier(timeout=timedelta(seconds=5))
     dist.destroy_process_group()
 
-def join_ranks(wanted:bool, # the task asks for data parallelism
-               device:torch.device, # of this process
+def join_ranks(wanted:bool, # whether the task asks for data parallelism
+               device:torch.device, # where this process computes
               ) -> Ranks:
     "The processes that torchrun started (RANK, WORLD_SIZE); alone when it started none."
     world = int(os.environ.get('WORLD_SIZE', 1))
     if world == 1: return Ranks(device=device)
-    if not wanted: raise UserError(f"{world} processes were started but the task trains in one; set task.parallel = True or start without torchrun")
+    if not wanted:
+        raise UserError(f"{world} processes were started but the task trains in one; "
+                        "set task.parallel = True or start without torchrun")
     if not dist.is_initialized():
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
         atexit.register(_leave)  # once per process: a second group at the same meeting point can hang
@@ -151,18 +161,20 @@ def join_ranks(wanted:bool, # the task asks for data parallelism
 
 # %% ../../nbs/core/03_gradients.ipynb #7804ad31
 def all_reduce_gradients(params:Iterable[nn.Parameter],
-                         terms:dict[str, Tensor], # this process' shares
-                         ranks:Ranks,
-                        ) -> dict[str, Tensor]: # sums over all processes
+                         terms:dict[str, Tensor], # this process' share of each loss term, ()
+                         ranks:Ranks, # the processes that train together
+                        ) -> dict[str, Tensor]: # sums of the terms over all processes, ()
     "Sum `.grad` (in place, one message per dtype) and the loss terms over all processes."
     if ranks.world == 1: return terms
     params = [p for p in params if p.requires_grad]
-    for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    for p in params:
+        if p.grad is None: p.grad = torch.zeros_like(p)
     for dtype in sorted({p.dtype for p in params}, key=str):  # the same order in every process
         grads = [p.grad for p in params if p.dtype == dtype]
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)
-        for g, part in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(part.view_as(g))
+        for g, part in zip(grads, flat.split([g.numel() for g in grads])):
+            g.copy_(part.view_as(g))
     values = torch.stack([v.detach().float() for v in terms.values()])
     dist.all_reduce(values)
     return dict(zip(terms, values))

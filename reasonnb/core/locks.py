@@ -17,8 +17,8 @@ except ImportError: fcntl = None # Windows
 
 # %% ../../nbs/core/09_locks.ipynb #1b0dbcb3
 @contextmanager
-def file_lock(path:Path, # made if need be, its folder must be there
-              seconds:float|None=None, # how long to wait for it, None: as long as it takes
+def file_lock(path:Path, # file of the lock, made if need be; its folder must exist
+              seconds:float|None=None, # how long to wait for it, in seconds; None: as long as it takes
              ) -> Iterator[int|None]: # the file descriptor that carries the lock, or None if another process has it
     "Hold a lock; it goes with the process and all that inherit the descriptor. `UserError` where a system has none."
     if fcntl is None:

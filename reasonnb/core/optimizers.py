@@ -15,7 +15,8 @@ from .config import Config, UserError
 # %% ../../nbs/core/02_optimizers.ipynb #6a9f32c7
 def parameter_kinds(model:nn.Module) -> dict[str, str]: # parameter name -> 'matrix', 'edge', 'table' or 'vector'
     "Sort the trainable parameters by the treatment they need; a tied table counts once, as a table."
-    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters(recurse=False)}
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    tables = {id(p) for m in embeddings for p in m.parameters(recurse=False)}
     kinds = {}
     for name, p in model.named_parameters():
         *_, owner, leaf = '', *name.split('.')
@@ -28,13 +29,14 @@ def parameter_kinds(model:nn.Module) -> dict[str, str]: # parameter name -> 'mat
 
 # %% ../../nbs/core/02_optimizers.ipynb #5a532c6c
 def param_groups(model:nn.Module,
-                 weight_decay:float, # of the matrices
-                ) -> list[dict]: # for a torch optimizer
+                 weight_decay:float, # decoupled decay of matrices and heads
+                ) -> list[dict]: # parameter groups as a torch optimizer takes them
     "At most two groups: what decays (matrices and heads) and what does not (biases, norm gains, tables)."
     named, kinds = dict(model.named_parameters()), parameter_kinds(model)
     decayed = [named[n] for n, kind in kinds.items() if kind in ('matrix', 'edge')]
     free = [named[n] for n, kind in kinds.items() if kind in ('table', 'vector')]
-    return [g for g in ({'params': decayed, 'weight_decay': weight_decay}, {'params': free, 'weight_decay': 0.0}) if g['params']]
+    groups = [{'params': decayed, 'weight_decay': weight_decay}, {'params': free, 'weight_decay': 0.0}]
+    return [group for group in groups if group['params']]
 
 # %% ../../nbs/core/02_optimizers.ipynb #b1186cde
 class Optimizers:
@@ -46,12 +48,14 @@ class Optimizers:
 
     def set_lr(self, lr:float):
         for part in self.parts:
-            for group in part.param_groups: group['lr'] = lr
+            for group in part.param_groups:
+                group['lr'] = lr
 
     def apply(self):
-        for part in self.parts: part.step()
+        for part in self.parts:
+            part.step()
 
-    def step(self, gradient:Callable # fills .grad, returns the loss terms
+    def step(self, gradient:Callable # fills .grad and returns the loss terms
             ):
         "One update from one gradient; returns what `gradient` returns."
         terms = gradient()
@@ -61,12 +65,13 @@ class Optimizers:
     def state_dict(self) -> dict: return {'parts': [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state:dict):
-        for part, s in zip(self.parts, state['parts'], strict=True): part.load_state_dict(s)
+        for part, saved in zip(self.parts, state['parts'], strict=True):
+            part.load_state_dict(saved)
 
 # %% ../../nbs/core/02_optimizers.ipynb #d84c3660
 class SAM:
-    "Sharpness-aware minimisation around any `Optimizers` (Foret et al. 2021, 2010.01412): descend with the gradient found `rho` uphill."
-    def __init__(self, base:Optimizers,
+    "Sharpness-aware minimisation (Foret et al. 2021, 2010.01412): descend with the gradient found `rho` uphill."
+    def __init__(self, base:Optimizers, # what makes the update
                  rho:float, # distance uphill, in the 2-norm over all parameters
                 ): self.base, self.rho = base, rho
 
@@ -91,7 +96,7 @@ class SAM:
 
 # %% ../../nbs/core/02_optimizers.ipynb #65946c56
 def make_optimizer(model:nn.Module,
-                   config:Config, # optimizer, lr, betas, weight_decay, sam_rho
+                   config:Config, # its optimizer, lr, betas, weight_decay and sam_rho count
                   ) -> Optimizers|SAM:
     "AdamW for everything, or Muon for hidden matrices and AdamW for the rest; inside SAM if `sam_rho` is set."
     c, groups, parts = config, param_groups(model, config.weight_decay), []
@@ -99,7 +104,8 @@ def make_optimizer(model:nn.Module,
         kinds = parameter_kinds(model)
         hidden = {id(p): p for n, p in model.named_parameters() if kinds.get(n) == 'matrix'}
         if not hidden: raise UserError("optimizer='muon' finds no hidden matrix in this model; use optimizer='adamw'")
-        parts.append(torch.optim.Muon(list(hidden.values()), lr=c.lr, weight_decay=c.weight_decay, adjust_lr_fn='match_rms_adamw'))
+        parts.append(torch.optim.Muon(list(hidden.values()), lr=c.lr, weight_decay=c.weight_decay,
+                                      adjust_lr_fn='match_rms_adamw'))
         groups = [{**g, 'params': [p for p in g['params'] if id(p) not in hidden]} for g in groups]
         groups = [g for g in groups if g['params']]
     if groups: parts.append(torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, fused=True))
@@ -110,7 +116,7 @@ def make_optimizer(model:nn.Module,
 class EMA:
     "Exponential moving average of the trainable parameters: shadow = decay x shadow + (1 - decay) x weights."
     def __init__(self, model:nn.Module,
-                 decay:float, # share of the old average kept per update
+                 decay:float, # share of the old average that each update keeps
                 ):
         self.decay, self.params = decay, [p for p in model.parameters() if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.params]

@@ -17,7 +17,7 @@ from .paths import workspace
 SIDES = ('reference', 'own')
 
 def _side(variable:str, default:str) -> str:
-    "What a variable of the environment says."
+    "The side that an environment variable names; `UserError` for anything but 'reference' and 'own'."
     told = os.environ.get(variable) or default
     if told not in SIDES: raise UserError(f'{variable}: {unknown("value", told, SIDES)}')
     return told
@@ -29,23 +29,24 @@ def shown() -> str: # 'reference' or 'own'
 def writes_reference() -> bool:
     "Do figures and measurements replace those in git? Only if `REASONNB_WRITE=reference` asks for it."
     if _side('REASONNB_WRITE', 'own') == 'own': return False
-    if shown() == 'own': raise UserError('REASONNB_WRITE=reference and REASONNB_RECORDS=own together would put your numbers '
-                                         'into git; adopt the runs first and unset the second')
+    if shown() == 'own':
+        raise UserError('REASONNB_WRITE=reference and REASONNB_RECORDS=own together would put your numbers '
+                        'into git; adopt the runs first and unset the second')
     return True
 
 def own_folder() -> Path:
-    "Where own runs lie, and what is made of them."
+    "The folder of own runs and of what is made from them."
     return workspace()/'papermill_runs'/'own'
 
 def output(relative:str|Path, # path from the root of the repository; an absolute one stays what it is
           ) -> Path:
-    "Where a file goes that the code makes."
+    "Where a file goes that the code makes: the repository for the reference, else the folder of own runs."
     return (workspace() if writes_reference() else own_folder())/relative
 
 # %% ../../nbs/core/08_own.ipynb #7d520dfa
 def measurements(relative:str|Path, # path from the root of the repository
-                ) -> tuple[Path, bool]: # the file, and whether it may be added to; its folder is made then
-    "Where measurements of trained networks are kept."
+                ) -> tuple[Path, bool]: # the file, and whether it may be added to
+    "Where measurements of trained networks are kept; the folder is made if the file may be added to."
     place = (workspace() if shown() == 'reference' else own_folder())/relative
     mine = place == output(relative)
     if mine: place.parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +56,17 @@ def records_folder() -> Path:
     "Where the records lie that are shown: `<log>/<experiment>/<scale>-s<seed>` below it."
     return workspace()/'papermill_runs' if shown() == 'reference' else own_folder()
 
-def weights(folder:str|Path, # of a run, e.g. `path` of a row of `load_records`
-           ) -> Path|None: # None if they are not on this machine
-    "The last weights of a run; those of an adopted run stay with the own run that it was."
+def weights(folder:str|Path, # folder of a run, e.g. `path` of a row of `load_records`
+           ) -> Path|None: # the checkpoint, None if it is not on this machine
+    "The last weights of a run; those of an adopted run stay in the folder of the own run that it was."
     folder, own = Path(folder), own_folder()
     if (folder/'checkpoint.pt').is_file(): return folder/'checkpoint.pt'
-    try: twin = own/folder.resolve().relative_to(own.parent.resolve())
+    try: source = own/folder.resolve().relative_to(own.parent.resolve())
     except ValueError: return None
-    if not (twin/'checkpoint.pt').is_file(): return None
-    try: same = read_record(folder/'record.json').get('id') == read_record(twin/'record.json').get('id')
+    if not (source/'checkpoint.pt').is_file(): return None
+    try: same = read_record(folder/'record.json').get('id') == read_record(source/'record.json').get('id')
     except UserError: return None
-    return twin/'checkpoint.pt' if same else None
+    return source/'checkpoint.pt' if same else None
 
 # %% ../../nbs/core/08_own.ipynb #f602aa8a
 _NEEDED = {'experiment': str, 'scale': str, 'seed': int, 'metrics': dict}
@@ -75,38 +76,42 @@ _KINDS = _NEEDED | {'config': dict, 'alarms': dict, 'log': str, 'id': str, 'fini
 def _record(text:str) -> dict:
     "The record that a text holds; ValueError says in words why it holds none."
     if not text.strip(): raise ValueError('it is empty')
-    if any(line.startswith(('<<<<<<<', '>>>>>>>')) for line in text.splitlines()): raise ValueError('a merge left its conflict marks in it')
+    if any(line.startswith(('<<<<<<<', '>>>>>>>')) for line in text.splitlines()):
+        raise ValueError('a merge left its conflict marks in it')
     record = json.loads(text)
     if not isinstance(record, dict): raise ValueError('it holds no record')
-    if missing := [key for key in _NEEDED if record.get(key) is None]: raise ValueError(f"it has no {', '.join(missing)}")
-    wrong = [key for key, kind in _KINDS.items() if record.get(key) is not None and not isinstance(record[key], kind)]
-    wrong += [f'metrics.{key}' for key, value in record['metrics'].items() if value is not None and not isinstance(value, int | float)]
+    if missing := [key for key in _NEEDED if record.get(key) is None]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    def is_none_or(value, kind): return value is None or isinstance(value, kind)
+    wrong = [key for key, kind in _KINDS.items() if not is_none_or(record.get(key), kind)]
+    wrong += [f'metrics.{key}' for key, value in record['metrics'].items() if not is_none_or(value, int | float)]
     if wrong: raise ValueError(f"wrong type of {', '.join(wrong)}")
     return record
 
 def read_record(path:str|Path) -> dict:
-    "A record of a run; UserError names the file, what is wrong and the mend, in one line."
+    "A record of a run; UserError names the file, what is wrong and the fix, in one line."
     path = Path(path)
     try: return _record(path.read_text(encoding='utf-8'))
     except OSError as e: why = e.strerror or type(e).__name__
     except (ValueError, RecursionError) as e: why = str(e)
     reference = path.is_relative_to(workspace()/'papermill_runs') and not path.is_relative_to(own_folder())
-    mend = 'restore it from git' if reference else 'delete it and run that experiment again'
-    raise UserError(f'{path}: not a readable record ({why}); {mend}')
+    fix = 'restore it from git' if reference else 'delete it and run that experiment again'
+    raise UserError(f'{path}: not a readable record ({why}); {fix}')
 
 # %% ../../nbs/core/08_own.ipynb #5465b68a
-def record_paths(which:str|Path|None=None, # 'reference', 'own', or a folder; None: what `shown` says
+def record_paths(which:str|Path|None=None, # 'reference', 'own', or a folder; None: the side of `shown`
                 ) -> list[Path]:
     "The files of all finished runs of one side, or below a folder."
     which = which if which is not None else shown()
     if which == 'reference': folders = [path for path in own_folder().parent.glob('*') if path != own_folder()]
     else: folders = [own_folder() if which == 'own' else Path(which)]
     if which not in SIDES and not folders[0].is_dir(): raise UserError(f'{which}: no such folder of runs')
-    return sorted(path for folder in folders for path in folder.rglob('record.json') if path.parent.name != 'unfinished')
+    found = [path for folder in folders for path in folder.rglob('record.json')]
+    return sorted(path for path in found if path.parent.name != 'unfinished')
 
-def read_records(paths:list[Path], # from `record_paths`
-                ) -> tuple[list[tuple[Path, dict]], list[str]]: # path and record of each that can be read; a line for each that cannot
-    "Records, and what is to be said about the files that hold none."
+def read_records(paths:list[Path], # files from `record_paths`
+                ) -> tuple[list[tuple[Path, dict]], list[str]]: # (path, record) of the readable ones, and messages
+    "Records, and one message for each file that holds none."
     found, said = [], []
     for path in paths:
         try: found.append((path, read_record(path)))

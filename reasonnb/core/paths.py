@@ -41,16 +41,16 @@ def _clone() -> str:
     from reasonnb._modidx import d
     return f"git clone {d['settings']['git_url']}, and cd into it or set REASONNB_ROOT"
 
-def _own(folder:Path # where the work is to be done
-        ) -> Path: # the same
+def _own(folder:Path # the folder where the work is to be done
+        ) -> Path: # the same folder
     "Refuse a folder whose code is not the code that runs."
     mine, other = package(), folder / 'reasonnb'
     if not (other / '__init__.py').exists() or other.samefile(mine): return folder
     home = mine.parent
-    mend = f'set REASONNB_ROOT={home}, or cd {home}' if is_repository(home) else 'go to a folder outside'
+    fix = f'set REASONNB_ROOT={home}, or cd {home}' if is_repository(home) else 'go to a folder outside'
     stands = 'REASONNB_ROOT is' if os.environ.get('REASONNB_ROOT') else 'stands in'
     raise UserError(f'this command runs the code of {home}, but {stands} {folder}: '
-                    f'use {folder}/.venv/bin/reasonnb there, or {mend}')
+                    f'use {folder}/.venv/bin/reasonnb there, or {fix}')
 
 def repository() -> Path: # absolute
     "The checkout; `UserError` where there is none, or where it holds other code than the one that runs."
@@ -74,14 +74,15 @@ def job_environment() -> dict[str, str]:
     for name in ('REASONNB_ROOT', 'REASONNB_DATA'):
         if os.environ.get(name): told[name] = str(expand(os.environ[name]).resolve())
     path = [os.path.abspath(place) for place in given.split(os.pathsep) if place] if given else []
-    if home != os.path.realpath(sysconfig.get_path('purelib')): path.insert(0, home)  # an installed package is found without help
+    installed = home == os.path.realpath(sysconfig.get_path('purelib'))  # and then found without help
+    if not installed: path.insert(0, home)
     return told | {'PYTHONPATH': os.pathsep.join(dict.fromkeys(path))}
 
 
 # %% ../../nbs/core/05_paths.ipynb #c43df128
 def _shared() -> Path|None: return (root := _seen()) and root.parent / 'shared' / 'data'
 
-def data_folders(data=None, # a folder to use instead of all others
+def data_folders(data=None, # a folder to use in place of all others
                 ) -> list[Path]:
     "Where data sets are looked for, in order; `shared/data` is only read."
     if data: return [expand(data)]

@@ -11,9 +11,9 @@ from .config import Config
 
 # %% ../../nbs/core/01_schedules.ipynb #dc7aa666
 def decayed(progress:float, # share of the decay that is done, 0 to 1
-            peak:float, # at progress 0
-            floor:float, # at progress 1
-            shape:str='cosine', # or 'sqrt': 1 - sqrt(progress)
+            peak:float, # learning rate at progress 0
+            floor:float, # learning rate at progress 1
+            shape:str='cosine', # 'cosine', or 'sqrt' for 1 - sqrt(progress)
            ) -> float:
     "The learning rate inside a decay; progress outside [0, 1] is clamped."
     progress = min(1.0, max(0.0, progress))
@@ -23,7 +23,7 @@ def decayed(progress:float, # share of the decay that is done, 0 to 1
 # %% ../../nbs/core/01_schedules.ipynb #e27bd700
 def constant(step:int, # optimizer step, from 0
              warmup:int, # updates of linear warm-up
-             peak:float, # learning rate after it
+             peak:float, # learning rate after the warm-up
             ) -> float:
     "Linear warm-up, then `peak` for ever."
     return peak * min(1.0, (step + 1) / max(1, warmup))
@@ -46,7 +46,7 @@ def wsd(step:int, # optimizer step, from 0
         decay:int, # updates of the final decay
         peak:float, # learning rate of the stable phase
         floor:float, # learning rate of the last update
-        shape:str='cosine', # of the decay, or 'sqrt'
+        shape:str='cosine', # form of the decay, 'cosine' or 'sqrt'
        ) -> float:
     "Linear warm-up to `peak`, stay, decay to `floor` over the last `decay` updates (MiniCPM, 2404.06395)."
     if step < warmup: return constant(step, warmup, peak)
@@ -54,10 +54,11 @@ def wsd(step:int, # optimizer step, from 0
 
 # %% ../../nbs/core/01_schedules.ipynb #d4e0ece3
 def lr_at(step:int, # optimizer step, from 0
-          config:Config, # schedule, steps, warmup, decay, lr, lr_floor
+          config:Config, # its schedule, steps, warmup, decay, decay_shape, lr and lr_floor count
          ) -> float:
     "The learning rate of update `step`: a function of the two alone, so that a resumed run stays on its curve."
-    c, floor = config, config.lr * config.lr_floor
-    if c.schedule == 'cosine': return warmup_cosine(step, c.steps, c.warmup, c.lr, floor)
-    if c.schedule == 'wsd': return wsd(step, c.steps, c.warmup, c.decay, c.lr, floor, c.decay_shape)
-    return constant(step, c.warmup, c.lr)
+    c = config
+    if c.schedule == 'constant': return constant(step, c.warmup, c.lr)
+    common = dict(total=c.steps, warmup=c.warmup, peak=c.lr, floor=c.lr * c.lr_floor)
+    if c.schedule == 'cosine': return warmup_cosine(step, **common)
+    return wsd(step, **common, decay=c.decay, shape=c.decay_shape)

@@ -15,23 +15,25 @@ from .config import UserError
 
 # %% ../../nbs/core/10_starts.ipynb #5a1c7d35
 def _checksum(model:nn.Module) -> int:
-    "Of the bits of all weights."
+    "CRC32 of the bits of all weights."
     total = 0
-    for p in model.parameters(): total = zlib.crc32(p.detach().cpu().flatten().view(torch.uint8).numpy(), total)
+    for p in model.parameters():
+        total = zlib.crc32(p.detach().cpu().flatten().view(torch.uint8).numpy(), total)
     return total
 
 class Start:
     "Weights and state of a task as `fit` found them, in main memory."
     def __init__(self, task):
-        state = task.model.state_dict()
-        self.weights = {name: v.to('cpu', copy=True) if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in state.items()}
+        def copied(value): return value.to('cpu', copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        self.weights = {name: copied(value) for name, value in task.model.state_dict().items()}
         self.state = copy.deepcopy(task.state_dict()) if hasattr(task, 'state_dict') else None
         self.found = self.left = _checksum(task.model)
 
     def give_back(self, task):
-        "Make the task what it was; raises `UserError` if its weights are neither those that `fit` found nor those that it left."
+        "Make the task what it was; `UserError` if its weights are neither those that `fit` found nor those it left."
         if _checksum(task.model) not in (self.found, self.left):
-            raise UserError("the weights of this task were changed since fit has trained it; build a new task from them (or with fresh ones), then fit that")
+            raise UserError("the weights of this task were changed since fit has trained it; "
+                            "build a new task from them (or with fresh ones), then fit that")
         task.model.load_state_dict(self.weights)
         if self.state is not None: task.load_state_dict(copy.deepcopy(self.state))
 

@@ -22,84 +22,105 @@ from ..core.records import atomic
 @dataclass(frozen=True, eq=False)
 class Images:
     "Images with their labels."
-    images: Tensor  # `(n, channels, height, width)` float32, standardised
-    labels: Tensor  # `(n,)` int64
+    images: Tensor  # float32 pixels, standardised, (n, channels, height, width)
+    labels: Tensor  # int64 classes from 0, (n,)
 
     def __len__(self) -> int: return len(self.labels)
 
-    def take(self, rows:Tensor # numbers or a mask
+    def take(self, rows:Tensor # row numbers, or a bool mask (n,)
             ) -> 'Images':
-        "Some of them, in the order given."
+        "Some of the images, in the order given."
         return Images(self.images[rows], self.labels[rows])
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     "A data set in three parts."
-    train: Images
-    validation: Images
-    test: Images
-    name: str
-    classes: int
-    blank: float  # a background pixel, standardised
+    train: Images  # images that change the weights
+    validation: Images  # images that choose among checkpoints and settings
+    test: Images  # images for the end
+    name: str  # name of the data set
+    classes: int  # number of classes
+    blank: float  # value of a background pixel, standardised
 
     @property
     def shape(self) -> tuple[int, int, int]: # channels, height, width
-        "Of one image."
+        "Shape of one image."
         return tuple(self.test.images.shape[1:])
 
 # %% ../../nbs/images/00_datasets.ipynb #f79d2076
-def split(train:tuple[np.ndarray, np.ndarray], # images uint8 `(n, height, width)` and labels
-          test:tuple[np.ndarray, np.ndarray], # the same
-          name:str, validation:int, # images cut off the training part
-          limit:int=0, # training images, 0 = all that are left
+def _check_sizes(name:str, total:int, validation:int, limit:int):
+    "Raise `UserError` where the training part has fewer images than asked for."
+    left = total - validation
+    if not 1 <= validation < total:
+        raise UserError(f'validation={validation}: {name} has {total} training images to cut from')
+    if not 0 <= limit <= left:
+        raise UserError(f'limit={limit}: {name} has {left} training images beside its {validation} for validation')
+
+def split(train:tuple[np.ndarray, np.ndarray], # uint8 images, (n, height, width), and labels, (n,)
+          test:tuple[np.ndarray, np.ndarray], # the same for the test
+          name:str, # name of the data set
+          validation:int, # number of images cut off the training part
+          limit:int=0, # number of training images, 0 = all that are left
          ) -> Splits:
-    "Cut off validation images and standardise all by what remains for training; the cut depends on nothing but the sizes."
+    "Cut off validation images and standardise all by what remains for training; the cut depends on the sizes alone."
     images, labels = train
-    left = len(labels) - validation
-    if not 1 <= validation < len(labels): raise UserError(f'validation={validation}: {name} has {len(labels)} training images to cut from')
-    if not 0 <= limit <= left: raise UserError(f'limit={limit}: {name} has {left} training images beside its {validation} for validation')
-    order = np.random.default_rng(0).permutation(len(labels))
+    _check_sizes(name, len(labels), validation, limit)
+    order, left = np.random.default_rng(0).permutation(len(labels)), len(labels) - validation
     learn, watch = order[:left], order[left:]
-    mean, spread = images[learn].mean(), images[learn].std() or 1.  # of all that may be trained on, so that `limit` changes no pixel
+    mean, spread = images[learn].mean(), images[learn].std() or 1.  # before `limit`, so that it changes no pixel
     def part(pixels, answers):
         scaled = torch.from_numpy(((pixels.astype(np.float32) - mean) / spread).astype(np.float32))
         return Images(scaled[:, None], torch.from_numpy(answers.astype(np.int64)))
     parts = [part(images[rows], labels[rows]) for rows in (learn[:limit or left], watch)]
-    return Splits(*parts, part(*test), name, int(max(labels.max(), test[1].max())) + 1, float(-mean / spread))
+    classes = int(max(labels.max(), test[1].max())) + 1
+    return Splits(*parts, part(*test), name=name, classes=classes, blank=float(-mean / spread))
 
 # %% ../../nbs/images/00_datasets.ipynb #7f283ccb
-def digits(validation:int=180, limit:int=0) -> Splits:
+def digits(validation:int=180, # number of images cut off the training part
+           limit:int=0, # number of training images, 0 = all
+          ) -> Splits:
     "The 8x8 digits of scikit-learn: 360 for the test, the rest for training and validation."
     try: from sklearn.datasets import load_digits
-    except ImportError: raise UserError("data='digits' comes with scikit-learn, which is not installed: pip install scikit-learn") from None
+    except ImportError:
+        raise UserError("data='digits' comes with scikit-learn, which is not installed: "
+                        "pip install scikit-learn") from None
     pixels, labels = load_digits(return_X_y=True)
     pixels = pixels.reshape(-1, 8, 8).astype(np.uint8)
     order = np.random.default_rng(1).permutation(len(labels))
     test, rest = order[:360], order[360:]
-    return split((pixels[rest], labels[rest]), (pixels[test], labels[test]), 'digits', validation, limit)
+    return split((pixels[rest], labels[rest]), (pixels[test], labels[test]), name='digits', validation=validation,
+                 limit=limit)
 
 # %% ../../nbs/images/00_datasets.ipynb #1b4ad23d
-def read_idx(path, # a file, packed with gzip or not
-            ) -> tuple[np.ndarray, str]: # uint8 array, sha256 of the unpacked bytes
-    "An IDX file of bytes; `UserError` says what is wrong with one that is not."
-    path = Path(path)
+def _unpacked(path:Path) -> bytes:
+    "The bytes of a file, packed with gzip or not."
     try: data = path.read_bytes()
     except OSError as e: raise UserError(f'{path} cannot be read: {e.strerror}') from None
-    if data[:2] == b'\x1f\x8b':
-        try: data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error): raise UserError(f'{path} is a damaged gzip file; fetch it again') from None
+    if data[:2] != b'\x1f\x8b': return data
+    try: return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        raise UserError(f'{path} is a damaged gzip file; fetch it again') from None
+
+def read_idx(path, # a file, packed with gzip or not
+            ) -> tuple[np.ndarray, str]: # uint8 array, and the sha256 of the unpacked bytes
+    "An IDX file of bytes; `UserError` says what is wrong with one that is not."
+    path = Path(path)
+    data = _unpacked(path)
     if len(data) < 4 or data[:2] != b'\0\0' or data[2] != 8 or not 1 <= data[3] <= 4:
-        raise UserError(f'{path} is not an IDX file of bytes (it begins with {data[:4].hex(" ") or "nothing"}); put the original file there')
+        raise UserError(f'{path} is not an IDX file of bytes (it begins with {data[:4].hex(" ") or "nothing"}); '
+                        'put the original file there')
     head = 4 + 4 * data[3]
     shape = tuple(int.from_bytes(data[i:i + 4], 'big') for i in range(4, head, 4))
     size, held = math.prod(shape), max(0, len(data) - head)
     if held != size or len(data) < head:
-        raise UserError(f'{path} should hold {size:,} bytes ({"x".join(map(str, shape))}) after its head, and holds {held:,}; fetch it again')
+        raise UserError(f'{path} should hold {size:,} bytes ({"x".join(map(str, shape))}) after its head, '
+                        f'and holds {held:,}; fetch it again')
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape), hashlib.sha256(data).hexdigest()
 
-def to_idx(array:np.ndarray) -> bytes: # an IDX file
-    "The file of an array of bytes."
-    return bytes([0, 0, 8, array.ndim]) + b''.join(n.to_bytes(4, 'big') for n in array.shape) + array.astype(np.uint8).tobytes()
+def to_idx(array:np.ndarray) -> bytes: # content of an IDX file
+    "The IDX file of an array of bytes."
+    sizes = b''.join(n.to_bytes(4, 'big') for n in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 # %% ../../nbs/images/00_datasets.ipynb #2529935c
 MNIST = {  # file -> sha256 of its unpacked bytes
@@ -120,7 +141,8 @@ def _four(places:list[Path], what:str, why:str='') -> list[Path]: # in the order
     "The four files, from the first place that has them all."
     best = max(map(_files, places), key=lambda files: sum(path is not None for path in files))
     if missing := [name for name, path in zip(MNIST, best) if path is None]:
-        raise UserError(f"{what} is missing {', '.join(missing)} (plain or .gz); looked in {', '.join(map(str, places))}; put the four IDX files there, "
+        raise UserError(f"{what} is missing {', '.join(missing)} (plain or .gz); looked in "
+                        f"{', '.join(map(str, places))}; put the four IDX files there, "
                         f'or point REASONNB_DATA at the folder that holds mnist/{why}')
     return best
 
@@ -131,7 +153,8 @@ def _download(folder:Path):
     folder.mkdir(parents=True, exist_ok=True)
     for part, name in (('train', 'train'), ('test', 't10k')):
         rows = load_dataset('ylecun/mnist', split=part)
-        columns = {'images-idx3': np.stack([np.asarray(image, np.uint8) for image in rows['image']]), 'labels-idx1': np.asarray(rows['label'], np.uint8)}
+        columns = {'images-idx3': np.stack([np.asarray(image, np.uint8) for image in rows['image']]),
+                   'labels-idx1': np.asarray(rows['label'], np.uint8)}
         for kind, array in columns.items():
             with atomic(folder / f'{name}-{kind}-ubyte') as file: file.write(to_idx(array))
 
@@ -157,25 +180,29 @@ def _beside(folder:Path) -> list[Path]: # four files
     return _four([folder, folder / 'raw', *below], str(folder))
 
 # %% ../../nbs/images/00_datasets.ipynb #0451359f
-def mnist(folder=None, # with the four files, not compared with MNIST's; None = MNIST itself, from the data folders
-          validation:int=5000, limit:int=0) -> Splits:
+def mnist(folder=None, # folder of four files that need not be MNIST's; None = MNIST itself, from the data folders
+          validation:int=5000, # number of images cut off the training part
+          limit:int=0, # number of training images, 0 = all
+         ) -> Splits:
     "60,000 training images of 28x28 pixels, less the validation part, and 10,000 for the test."
     paths = _beside(expand(folder)) if folder else _mnist_files()
     read = [read_idx(path) for path in paths]
     for path, (_, found), (name, known) in zip(paths, read, MNIST.items()):
         if not folder and found != known:
-            raise UserError(f"{path} is not MNIST's {name}: its contents have sha256 {found[:12]}..., not {known[:12]}...; fetch it again")
+            raise UserError(f"{path} is not MNIST's {name}: its contents have sha256 {found[:12]}..., "
+                            f"not {known[:12]}...; fetch it again")
     parts = [array for array, _ in read]
     for path, images, labels in ((paths[0], *parts[:2]), (paths[2], *parts[2:])):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise UserError(f'{path}: images of shape {images.shape} do not go with labels of shape {labels.shape}')
     home = next(place for place in paths[0].parents if place.name != 'raw' and 'idx3' not in place.name)
-    return split(parts[:2], parts[2:], home.name if folder else 'mnist', validation, limit)
+    name = home.name if folder else 'mnist'
+    return split(parts[:2], parts[2:], name=name, validation=validation, limit=limit)
 
 # %% ../../nbs/images/00_datasets.ipynb #f92ff129
 def load(name:str='digits', # 'digits', 'mnist', or a folder of IDX files: its path, or its name below a data folder
-         validation:int=0, # images cut off the training part, 0 = 180 of digits, 5,000 of the others
-         limit:int=0, # training images, 0 = all
+         validation:int=0, # number of images cut off the training part, 0 = 180 of digits, 5,000 of the others
+         limit:int=0, # number of training images, 0 = all
         ) -> Splits:
     "A data set by its name."
     if name == 'digits': return digits(validation or 180, limit)
@@ -186,26 +213,27 @@ def load(name:str='digits', # 'digits', 'mnist', or a folder of IDX files: its p
     raise unknown('data set', name, ['digits', 'mnist', 'path/to/folder'])
 
 # %% ../../nbs/images/00_datasets.ipynb #a175f831
-def shifted(images:Tensor, # `(batch, channels, height, width)`
-            most:int, # pixels, in each direction
-            blank:float, # what moves in
-            generator:torch.Generator, # on the CPU
-           ) -> Tensor: # same shape
+def shifted(images:Tensor, # (batch, channels, height, width)
+            most:int, # largest shift in each direction, in pixels
+            blank:float, # value of the pixels that move in
+            generator:torch.Generator, # source of the shifts, on the CPU
+           ) -> Tensor: # the same shape
     "Each image moved by its own random number of whole pixels."
     if most == 0: return images
     n, _, height, width = images.shape
+    def numbers(stop): return torch.arange(stop, device=images.device)
     padded = torch.nn.functional.pad(images, (most,) * 4, value=blank)
     down, right = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator).to(images.device)
-    rows, columns = (down + torch.arange(height, device=images.device))[:, :, None], (right + torch.arange(width, device=images.device))[:, None]
-    return padded[torch.arange(n, device=images.device)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    rows, columns = (down + numbers(height))[:, :, None], (right + numbers(width))[:, None]
+    return padded[numbers(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 # %% ../../nbs/images/00_datasets.ipynb #1b8e3c5e
-def warped(images:Tensor, # `(batch, channels, height, width)`
-           most:float, # largest change of an entry of the map, in half sides: 0.1 turns by up to 6 degrees and moves 28 pixels by up to 1.4
-           blank:float, # what moves in
-           generator:torch.Generator, # on the CPU
-          ) -> Tensor: # same shape
-    "Each image seen through its own random affine map, interpolated linearly."
+def warped(images:Tensor, # (batch, channels, height, width)
+           most:float, # largest change of an entry of the map, in half sides of the image
+           blank:float, # value of the pixels that move in
+           generator:torch.Generator, # source of the maps, on the CPU
+          ) -> Tensor: # the same shape
+    "Each image under its own random affine map; `most` 0.1 turns up to 6 degrees, and moves 28 pixels up to 1.4."
     if most == 0: return images
     maps = torch.eye(2, 3) + most * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
     grid = torch.nn.functional.affine_grid(maps.to(images), images.shape, align_corners=False)

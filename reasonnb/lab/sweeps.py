@@ -164,7 +164,7 @@ class Watch:
 def _check_devices(runs:Iterable[Plan]):
     "Raise `UserError` if a run asks for a device that is not there."
     for name in sorted({run.config.device for run in runs} - {'auto', 'cpu'}):
-        from reasonnb.core.trainer import find_device  # imports torch
+        from reasonnb.core.devices import find_device  # imports torch
         find_device(name)
 
 def run_sweep(runs:Iterable[Plan], # from `plan` or `load_sweep`

@@ -19,23 +19,24 @@ class _Kept:
     "A saved tensor that can be watched."
     def __init__(self, tensor:Tensor): self.tensor = tensor
 
-def saved_bytes(loss:Callable[[], Tensor], # the forward pass
-                model:nn.Module, # its parameters and buffers do not count
-               ) -> int: # bytes
+def saved_bytes(loss:Callable[[], Tensor], # the forward pass, which returns the loss
+                model:nn.Module, # network whose parameters and buffers do not count
+               ) -> int: # bytes held
     "Memory that autograd holds between the forward and the backward pass; each storage counts once."
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     boxes = weakref.WeakSet()
     def pack(tensor):
         boxes.add(box := _Kept(tensor.detach()))  # a result that knows its graph would keep it alive
         return box
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor): held = loss()  # noqa: F841, the name holds the graph
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        held = loss()  # noqa: F841, the name holds the graph
     storages = {s.data_ptr(): s.nbytes() for s in (box.tensor.untyped_storage() for box in boxes)}
     return sum(size for pointer, size in storages.items() if pointer not in own)
 
 # %% ../../nbs/nn/06_activation_memory.ipynb #eb0682f2
-def peak_saved_bytes(work:Callable[[], object], # makes graphs and lets them go
-                    ) -> int: # bytes
-    "Most bytes of tensors that autograd keeps at any one time while `work` runs; a storage that is kept twice counts once."
+def peak_saved_bytes(work:Callable[[], object], # a function that makes graphs and lets them go
+                    ) -> int: # bytes at the peak
+    "Most bytes of tensors that autograd keeps at any one time while `work` runs; each storage counts once."
     kept, peak = {}, [0]  # address -> [users, bytes]
     class Hold:
         def __init__(self, x):

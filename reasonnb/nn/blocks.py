@@ -27,15 +27,16 @@ class Block(nn.Module):
     "Pre-norm transformer layer over `(batch, cells, d_model)`; Vaswani 2017 with the norm placement of Xiong 2020."
     def __init__(self,
                  d_model:int, # width of the residual stream
-                 heads:int, # attention heads, must divide d_model
-                 d_ff:int, # width of the MLPs
-                 dropout:float=0., # on attention weights, MLP units and both residual branches
+                 heads:int, # number of attention heads, a divisor of d_model
+                 d_ff:int, # hidden width of the MLPs
+                 dropout:float=0., # share dropped of attention weights, MLP units and both residual branches
                  activation:str='relu', # one of ACTIVATIONS
-                 cells:int=0, # of the board if an MLP mixes them, 0: attention does
+                 cells:int=0, # number of cells if an MLP mixes them, 0: attention does
                 ):
         super().__init__()
         if d_model % heads: raise UserError(f'heads={heads} does not divide d_model={d_model}')
-        if activation not in ACTIVATIONS: raise UserError(f'activation={activation!r}: known are {", ".join(ACTIVATIONS)}')
+        if activation not in ACTIVATIONS:
+            raise UserError(f'activation={activation!r}: known are {", ".join(ACTIVATIONS)}')
         self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         if cells: self.cells_up, self.cells_down = Linear(cells, d_ff), Linear(d_ff, cells)
@@ -43,28 +44,37 @@ class Block(nn.Module):
         self.up, self.down = Linear(d_model, d_ff), Linear(d_ff, d_model)
         self.mix = self._mix if cells else self._attend
 
-    def forward(self, x:Tensor, turns:Tensor|None=None, bias:Tensor|None=None) -> Tensor:
+    def forward(self,
+                x:Tensor, # residual stream, (batch, cells, d_model)
+                turns:Tensor|None=None, # rotary angles, see `rotations`, (2, cells, d_model / heads)
+                bias:Tensor|None=None, # added to the attention scores, (heads, cells, cells)
+               ) -> Tensor: # residual stream, (batch, cells, d_model)
+        "Mix the cells, then the channels, each added to the residual stream."
         p = self.dropout if self.training else 0.
         x = x + F.dropout(self.mix(self.norm_attention(x), p, turns, bias), p, self.training)
         hidden = F.dropout(self.activation(self.up(self.norm_mlp(x))), p, self.training)
         return x + F.dropout(self.down(hidden), p, self.training)
 
     def _attend(self, x:Tensor, p:float, turns:Tensor|None, bias:Tensor|None) -> Tensor:
+        "Attention over the cells."
         batch, cells, d_model = x.shape
-        q, k, v = (part.transpose(1, 2) for part in self.qkv(x).view(batch, cells, 3, self.heads, -1).unbind(2))
+        parts = self.qkv(x).view((batch, cells, 3, self.heads, -1)).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
         if turns is not None: q, k = rotate(q, turns), rotate(k, turns)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), dropout_p=p)
+        mask = None if bias is None else bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return self.out(mixed.transpose(1, 2).reshape(batch, cells, d_model))
 
     def _mix(self, x:Tensor, p:float, turns:None, bias:None) -> Tensor:
+        "An MLP over the cells, the same for every channel."
         hidden = F.dropout(self.activation(self.cells_up(x.transpose(1, 2))), p, self.training)
         return self.cells_down(hidden).transpose(1, 2)
 
 # %% ../../nbs/nn/02_blocks.ipynb #87d76209
 class GatedMLP(nn.Module):
     "SwiGLU over the last dimension (Shazeer 2020), two thirds of the hidden width that a plain MLP of `expansion` has."
-    def __init__(self, width:int, # in and out
-                 expansion:int=4, # hidden width of the plain MLP it stands for
+    def __init__(self, width:int, # channels of input and output
+                 expansion:int=4, # hidden width of the plain MLP it stands for, in units of `width`
                 ):
         super().__init__()
         hidden = -(-2 * expansion * width // 24) * 8  # a multiple of 8
@@ -77,21 +87,35 @@ class GatedMLP(nn.Module):
 # %% ../../nbs/nn/02_blocks.ipynb #f13d942e
 class Attention(nn.Module):
     "Multi-head attention from one set of tokens to another."
-    def __init__(self, width:int, heads:int, kind:Literal['softmax', 'linear']='linear'):
+    def __init__(self,
+                 width:int, # channels of both sets of tokens
+                 heads:int, # number of attention heads, a divisor of width
+                 kind:Literal['softmax', 'linear']='linear', # how scores become weights
+                ):
         super().__init__()
         if kind not in ('softmax', 'linear'): raise unknown('attention', kind, ['softmax', 'linear'])
         if width % heads: raise UserError(f'heads={heads} must divide width={width}')
         self.heads, self.kind = heads, kind
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
-    def _heads(self, x:Tensor) -> Tensor: return x.unflatten(-1, (self.heads, -1)).transpose(1, 2) # `(batch, heads, tokens, size)`
+    def _heads(self, x:Tensor # (batch, tokens, width)
+              ) -> Tensor: # (batch, heads, tokens, width / heads)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, asking:Tensor, asked:Tensor) -> Tensor: # `(batch, tokens, width)` each, to the shape of `asking`
-        "What each asking token hears."
+    def forward(self,
+                asking:Tensor, # tokens that ask, (batch, tokens, width)
+                asked:Tensor, # tokens that are asked, (batch, others, width)
+               ) -> Tensor: # one answer per token that asks, (batch, tokens, width)
+        "Each token that asks gets a weighted mean of those that are asked."
         q, k, v = self._heads(self.query(asking)), self._heads(self.key(asked)), self._heads(self.value(asked))
-        if self.kind == 'softmax': heard = (q @ k.mT / q.shape[-1] ** .5).softmax(-1) @ v
-        else:
-            q, k = F.elu(q) + 1, F.elu(k) + 1
-            few = k.shape[2] < k.shape[3]  # then the weights are smaller than the matrix, and the same sum is cheaper from them
-            heard = ((q @ k.mT) @ v if few else q @ (k.mT @ v)) / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)
-        return self.out(heard.transpose(1, 2).flatten(2))
+        mix = self._softmax if self.kind == 'softmax' else self._linear
+        return self.out(mix(q, k, v).transpose(1, 2).flatten(2))
+
+    def _softmax(self, q:Tensor, k:Tensor, v:Tensor) -> Tensor: return (q @ k.mT / q.shape[-1] ** .5).softmax(-1) @ v
+
+    def _linear(self, q:Tensor, k:Tensor, v:Tensor) -> Tensor:
+        "The weighted sum by the cheaper of two products, over the sum of the weights."
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        few = k.shape[2] < k.shape[3]  # fewer tokens than channels: their weights are smaller than the summed matrix
+        total = (q @ k.mT) @ v if few else q @ (k.mT @ v)
+        return total / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)

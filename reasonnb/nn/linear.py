@@ -12,10 +12,15 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 # %% ../../nbs/nn/00_linear.ipynb #609a7d91
-def _product(x:Tensor, weight:Tensor, bias:Tensor|None=None) -> Tensor:
+def _product(x:Tensor, # input, (..., in_features)
+             weight:Tensor, # (out_features, in_features)
+             bias:Tensor|None=None, # (out_features,)
+            ) -> Tensor: # (..., out_features)
+    "`x @ weight.T + bias` by oneDNN, without an operation after it."
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
 
 class _OneDNN(torch.autograd.Function):
+    "The product with its derivatives: reverse mode, forward mode, and a batch of them."
     @staticmethod
     def forward(x:Tensor, weight:Tensor, bias:Tensor) -> Tensor: return _product(x, weight, bias)
 
@@ -52,5 +57,6 @@ class Linear(nn.Linear):
     fast = has_onednn()
     def forward(self, x:Tensor) -> Tensor: # `(..., in_features)` to `(..., out_features)`
         "`x @ weight.T + bias`"
-        plain = x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()
-        return super().forward(x) if plain or not self.fast else _OneDNN.apply(x, self.weight, self.bias)
+        applies = self.fast and x.device.type == 'cpu' and x.dtype == torch.float32
+        if not applies or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling(): return super().forward(x)
+        return _OneDNN.apply(x, self.weight, self.bias)

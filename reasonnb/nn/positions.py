@@ -15,34 +15,36 @@ from torch import Tensor
 from ..core.config import UserError
 
 # %% ../../nbs/nn/01_positions.ipynb #1b636cfd
-def sinusoids(length:int, # positions
-              width:int, # channels, even
-             ) -> Tensor: # `(length, width)`
+def sinusoids(length:int, # number of positions
+              width:int, # number of channels, even
+             ) -> Tensor: # table of positions, (length, width)
     "Sines and cosines of rising wavelength, Vaswani 2017 section 3.5."
     angle = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
-def rotations(coordinates:Sequence, # whole numbers of each position along each axis, `(positions,)` each
+def rotations(coordinates:Sequence, # whole numbers of each position along each of two axes, (positions,) each
               width:int, # channels of a head, a multiple of 4
               base:float=10., # wavelengths rise up to about 2 pi times this; boards are small
-             ) -> Tensor: # cos and sin, `(2, positions, width)`
+             ) -> Tensor: # cosines and sines, (2, positions, width)
     "Angles of a rotary embedding of two axes (Su 2021): half of the channels turns with each coordinate."
-    if width % 4: raise UserError(f"position='rope' needs heads with a multiple of 4 channels, not {width}; change d_model or heads")
+    if width % 4:
+        raise UserError(f"position='rope' needs heads with a multiple of 4 channels, not {width}; "
+                        "change d_model or heads")
     turn = base ** (-torch.arange(0, width // 2, 2) / (width // 2))
     angles = [torch.as_tensor(np.array(part))[:, None] * turn for part in coordinates]
     angle = torch.cat(angles, 1).repeat_interleave(2, 1)
     return torch.stack([angle.cos(), angle.sin()])
 
-def rotate(x:Tensor, # queries or keys, `(batch, heads, positions, width)`
-           turns:Tensor, # from `rotations`
-          ) -> Tensor:
+def rotate(x:Tensor, # queries or keys, (batch, heads, positions, width)
+           turns:Tensor, # from `rotations`, (2, positions, width)
+          ) -> Tensor: # the same shape as `x`
     "Turn pairs of channels by the angle of their position."
     swapped = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
     return x * turns[0].to(x.dtype) + swapped * turns[1].to(x.dtype)
 
-def alibi(positions:int, # along one line
-          heads:int, # of the attention; each has half the slope of the one before it, or nearly
-         ) -> Tensor: # `(heads, positions, positions)`, to be added to the scores
+def alibi(positions:int, # number of positions along one line
+          heads:int, # attention heads, whose slopes fall geometrically from head to head down to 2^-8
+         ) -> Tensor: # penalties to be added to the scores, (heads, positions, positions)
     "A penalty that grows with the distance (Press 2021)."
     apart = torch.arange(positions)[:, None] - torch.arange(positions)
     return -2. ** (-8 * torch.arange(1, heads + 1) / heads)[:, None, None] * apart.abs()
