@@ -30,14 +30,15 @@ def state_parts(state:State) -> tuple[str, ...]: # names of the parts
     "The parts of a state that the last iteration made and the next one gets."
     return tuple(name for name in ('prediction', 'hidden') if getattr(state, name) is not None)
 
-def to_vector(state:State) -> Tensor: # `(batch, size)`
-    "Everything that state_parts, prediction first."
+def to_vector(state:State) -> Tensor: # state vectors, (batch, size)
+    "The parts of a state that one iteration passes to the next, prediction first."
     if not (names := state_parts(state)):
-        raise UserError('this state carries neither prediction nor notes: step once, and use a network with feedback or with notes')
+        raise UserError('this state holds neither prediction nor hidden state: step once, and use a network with '
+                        'feedback or with a hidden state')
     return torch.cat([getattr(state, name).flatten(1) for name in names], 1)
 
-def from_vector(x:Tensor, # `(batch, size)`
-                state:State, # gives everything else, and the shapes
+def from_vector(x:Tensor, # state vectors, (batch, size)
+                state:State, # state that gives everything else, and the shapes
                ) -> State:
     "The inverse of `to_vector`."
     olds = {name: getattr(state, name) for name in state_parts(state)}
@@ -46,9 +47,9 @@ def from_vector(x:Tensor, # `(batch, size)`
 
 # %% ../../nbs/nn/05_dynamics.ipynb #a9bc70f0
 def select(state, # a NamedTuple of tensors with the batch first; None, numbers and NamedTuples inside it are fine
-           rows:Tensor, # which boards: indices, or bool `(batch,)`
-          ): # the same kind of state with these boards only
-    "Some boards of a state."
+           rows:Tensor, # which boards: their indices, or bool (batch,)
+          ): # the same kind of state
+    "A state with some of its boards only."
     if isinstance(state, Tensor): return state[rows]
     return type(state)(*(select(part, rows) for part in state)) if hasattr(state, '_fields') else state
 
@@ -61,46 +62,49 @@ def eval_mode(model:nn.Module) -> Iterator[None]:
         with torch.no_grad(): yield
     finally: model.train(training)
 
-def _begin(model:Looped, puzzles:Tensor, iterations:int) -> Tensor: # puzzles on the model's device
+def _begin(model:Looped, puzzles:Tensor, iterations:int) -> Tensor: # puzzles, (batch, cells)
+    "The puzzles on the model's device, after a check of the iterations."
     if iterations < 1: raise UserError(f'iterations={iterations}: must be at least 1')
     return puzzles.to(next(model.parameters()).device)
 
 def state_after(model:Looped, # any looped network
-                puzzles:Tensor, # `(batch, cells)`, 0 = blank
-                iterations:int, # from 1
+                puzzles:Tensor, # digits, 0 = blank, (batch, cells)
+                iterations:int, # number of iterations, from 1
                ) -> State:
-    "Where the loop is after so many iterations."
+    "The state after so many iterations."
     puzzles = _begin(model, puzzles, iterations)
     with eval_mode(model):
         state = model.start(puzzles)
-        for _ in range(iterations): _, state = model.step(state)
+        for _ in range(iterations):
+            state = model.step(state)[1]
     return state
 
 # %% ../../nbs/nn/05_dynamics.ipynb #5a3a48aa
 @dataclass(frozen=True)
 class Trajectory:
     "What a loop did: one row per iteration, one column per board."
-    changed:Tensor # the answer differs from that of the iteration before in some blank, bool `(iterations, batch)`
-    relative_change:Tensor # of the state vector, `(iterations, batch)`; NaN at the first, which has no state before it
-    over_two:Tensor # the same against the state two iterations before; near 0 where `relative_change` is not: a cycle of two
-    size:Tensor # Euclidean length of the state vector, `(iterations, batch)`
+    changed:Tensor # bool, whether the answer differs from the one before in some blank, (iterations, batch)
+    relative_change:Tensor # relative change of the state vector, NaN at the first iteration, (iterations, batch)
+    over_two:Tensor # change over two iterations; near 0 while `relative_change` is not: a cycle, (iterations, batch)
+    size:Tensor # Euclidean length of the state vector, (iterations, batch)
 
     @property
-    def settled_at(self) -> Tensor: # `(batch,)`
+    def settled_at(self) -> Tensor: # (batch,)
         "The iteration of the last change of the answer, from 1; 0 for a board without blanks."
         return (self.changed * torch.arange(1, len(self.changed) + 1, device=self.changed.device)[:, None]).amax(0)
 
-    def settled(self, last:int, # iterations without a change that count as rest
-               ) -> Tensor: # bool `(batch,)`
+    def settled(self, last:int, # number of last iterations in which the answer must not change
+               ) -> Tensor: # bool, (batch,)
         "Is the answer a fixed point, as far as the last iterations tell?"
-        if not 1 <= last < len(self.changed):
-            raise UserError(f'last={last}: {len(self.changed)} iterations can show 1 to {len(self.changed) - 1} without a change')
-        return self.settled_at <= len(self.changed) - last
+        total = len(self.changed)
+        if not 1 <= last < total:
+            raise UserError(f'last={last}: {total} iterations can show 1 to {total - 1} without a change')
+        return self.settled_at <= total - last
 
 # %% ../../nbs/nn/05_dynamics.ipynb #fdceec99
 def trajectory(model:Looped, # left in the mode it was in
-               puzzles:Tensor, # `(batch, cells)`, 0 = blank
-               iterations:int, # from 1
+               puzzles:Tensor, # digits, 0 = blank, (batch, cells)
+               iterations:int, # number of iterations, from 1
               ) -> Trajectory: # on the model's device
     "Follow the loop; memory for states does not grow with `iterations`."
     puzzles, rows, past = _begin(model, puzzles, iterations), [], (None, None)  # the last two state vectors
@@ -110,53 +114,68 @@ def trajectory(model:Looped, # left in the mode it was in
             logits, state = model.step(state)
             vector, old = to_vector(state), answer
             answer, size = logits.argmax(-1), vector.norm(dim=1)
-            changes = (torch.full_like(size, math.nan) if p is None else (vector - p).norm(dim=1) / size for p in past)
+            unknown = torch.full_like(size, math.nan)
+            changes = [unknown if before is None else (vector - before).norm(dim=1) / size for before in past]
             rows.append((((answer != old) & blank).any(-1), *changes, size))
             past = vector, past[0]
     return Trajectory(*(torch.stack(column) for column in zip(*rows)))
 
 # %% ../../nbs/nn/05_dynamics.ipynb #1d4d414e
 def push(model:Looped, # any looped network
-         state:State, # after at least one iteration
-         direction:Tensor, # of a small change of the state vector, `(batch, size)`
-         exact:bool=True, # forward-mode derivative; False: central differences, for networks that detach within an iteration
-        ) -> tuple[Tensor, State]: # Jacobian times direction `(batch, size)`, next state
+         state:State, # a state after at least one iteration
+         direction:Tensor, # a small change of the state vector, (batch, size)
+         exact:bool=True, # forward-mode derivative; False: central differences, for networks that detach inside
+        ) -> tuple[Tensor, State]: # Jacobian times direction, (batch, size), and the next state
     "What one iteration makes of a small change."
-    x = to_vector(state)
     with sdpa_kernel(SDPBackend.MATH):
-        if not exact:
-            far = torch.finfo(x.dtype).eps ** (1/3) * (x.norm(dim=1) / direction.norm(dim=1).clamp(min=1e-30)).clamp(min=1e-6)[:, None]
-            ahead, behind = (to_vector(model.step(from_vector(x + sign * far * direction, state))[1]) for sign in (1, -1))
-            return (ahead - behind) / (2 * far), model.step(state)[1]
-        with forward_ad.dual_level():
-            after = model.step(from_vector(forward_ad.make_dual(x, direction), state))[1]
-            if state_parts(after) != state_parts(state):
-                raise UserError(f'what state_parts changes from {state_parts(state)} to {state_parts(after)} in this iteration: take a later state')
-            pushed = forward_ad.unpack_dual(to_vector(after)).tangent
-    if pushed is None: raise UserError(f'an iteration of {type(model).__name__} detaches its state, which cuts the derivative: use exact=False')
+        return _push_exactly(model, state, direction) if exact else _push_by_differences(model, state, direction)
+
+def _push_by_differences(model:Looped, state:State, direction:Tensor) -> tuple[Tensor, State]:
+    "Central differences; the step grows with the state, and with the cube root of the precision."
+    x = to_vector(state)
+    ratio = x.norm(dim=1) / direction.norm(dim=1).clamp(min=1e-30)
+    far = torch.finfo(x.dtype).eps ** (1/3) * ratio.clamp(min=1e-6)[:, None]
+    def stepped(sign): return to_vector(model.step(from_vector(x + sign * far * direction, state))[1])
+    return (stepped(1) - stepped(-1)) / (2 * far), model.step(state)[1]
+
+def _push_exactly(model:Looped, state:State, direction:Tensor) -> tuple[Tensor, State]:
+    "The forward-mode derivative."
+    parts = state_parts(state)
+    with forward_ad.dual_level():
+        after = model.step(from_vector(forward_ad.make_dual(to_vector(state), direction), state))[1]
+        if state_parts(after) != parts:
+            raise UserError(f'the parts of the state change from {parts} to {state_parts(after)} in this iteration: '
+                            'take a later state')
+        pushed = forward_ad.unpack_dual(to_vector(after)).tangent
+    if pushed is None:
+        raise UserError(f'an iteration of {type(model).__name__} detaches its state, which cuts the derivative: '
+                        'use exact=False')
     return pushed, after
 
 # %% ../../nbs/nn/05_dynamics.ipynb #fe9fbd2e
 class Growth(NamedTuple):
     "How fast a small change of the state grows, per board."
-    rate: Tensor  # factor per iteration `(batch,)`; with a frozen state the spectral radius
-    drift: Tensor  # relative difference between the second and the first half of the average `(batch,)`
+    rate: Tensor  # factor per iteration, with a frozen state the spectral radius, (batch,)
+    drift: Tensor  # relative difference between the second and the first half of the average, (batch,)
 
-def _smooth_mean(values:Tensor) -> Tensor: # of `(n, batch)`, with weights that fade at both ends
+def _smooth_mean(values:Tensor # (n, batch)
+                ) -> Tensor: # (batch,)
+    "Mean with weights that fade at both ends."
     weights = torch.hann_window(len(values) + 2, periodic=False, device=values.device)[1:-1, None]
     return (weights * values).sum(0) / weights.sum()
 
 def spectral_radius(model:Looped, # left in the mode it was in
-                    state:State, # after at least one iteration, see `state_after`
-                    pushes:int=100, # products with a Jacobian
-                    burn_in:int|None=None, # of them that are not counted; None: a third
-                    moving:bool=False, # the loop goes on: growth along its way instead of at one place
-                    exact:bool=True, # see `push`
-                    seed:int=0, # of the first direction
+                    state:State, # a state after at least one iteration, see `state_after`
+                    pushes:int=100, # number of products with a Jacobian
+                    burn_in:int|None=None, # number of first products that do not count, None: a third
+                    moving:bool=False, # whether the loop goes on: growth along its path, not at one state
+                    exact:bool=True, # forward-mode derivative or central differences, see `push`
+                    seed:int=0, # seed of the first direction
                    ) -> Growth:
     "Largest absolute eigenvalue of the Jacobian of one iteration, per board, by power iteration."
     burn_in = pushes // 3 if burn_in is None else burn_in
-    if not 0 <= burn_in <= pushes - 2: raise UserError(f'pushes={pushes}, burn_in={burn_in}: at least 2 pushes must be counted')
+    if not 0 <= burn_in <= pushes - 2:
+        raise UserError(f'pushes={pushes}, burn_in={burn_in}: at least 2 pushes must be counted')
     x = to_vector(state)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     def push_on(direction):
@@ -171,28 +190,30 @@ def spectral_radius(model:Looped, # left in the mode it was in
 # %% ../../nbs/nn/05_dynamics.ipynb #203bbdb2
 class Solved(NamedTuple):
     "Answers of a loop that each board left on its own."
-    answers: Tensor  # digits with the clues kept, `(batch, cells)`
-    iterations: Tensor  # done for each board, `(batch,)`; their sum is the work
-    stopped: Tensor  # by its own criterion, bool `(batch,)`; False: the limit came first
+    answers: Tensor  # digits from 1 with the clues kept, (batch, cells)
+    iterations: Tensor  # iterations done for each board, whose sum is the work, (batch,)
+    stopped: Tensor  # bool, whether a board met its own criterion before the limit, (batch,)
 
 def solve_adaptively(model:Looped, # left in the mode it was in
-                     puzzles:Tensor, # `(batch, cells)`, 0 = blank
+                     puzzles:Tensor, # digits, 0 = blank, (batch, cells)
                      limit:int, # most iterations of a board
                      patience:int=4, # iterations without a change of the answer before a board stops
-                     verifier:Callable|None=None, # filled-in boards `(batch, cells)` -> bool `(batch,)`, must agree too
+                     verifier:Callable|None=None, # must agree too: boards (batch, cells) -> bool (batch,)
                     ) -> Solved: # on the model's device
-    "Run each board until its answer rests. Boards that stop leave the batch."
+    "Run each board until its answer has settled. Boards that stop leave the batch."
     puzzles = _begin(model, puzzles, limit).long()
     if patience < (verifier is None): raise UserError(f'patience={patience}: must be at least 1, or 0 with a verifier')
     rows = torch.arange(len(puzzles), device=puzzles.device)
-    answers, used, stopped, still = puzzles.clone(), torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
+    answers, used, still = puzzles.clone(), torch.zeros_like(rows), torch.zeros_like(rows)
+    stopped = torch.zeros_like(rows, dtype=torch.bool)
     with eval_mode(model):
         state = model.start(puzzles)
         for step in range(1, limit + 1):
             logits, state = model.step(state)
             answer = torch.where(puzzles[rows] == 0, logits.argmax(-1) + 1, puzzles[rows])
             still = torch.where((answer == answers[rows]).all(-1), still + 1, 0)
-            done = still >= patience if verifier is None else (still >= patience) & verifier(answer)
+            done = still >= patience
+            if verifier: done = done & verifier(answer)
             answers[rows], used[rows], stopped[rows] = answer, step, done
             if not done.any(): continue
             rows, still, state = rows[~done], still[~done], select(state, ~done)
@@ -201,22 +222,24 @@ def solve_adaptively(model:Looped, # left in the mode it was in
 
 # %% ../../nbs/nn/05_dynamics.ipynb #84724b18
 def precision_gap(model:Looped, # with float32 weights; left in the mode it was in
-                  puzzles:Tensor, # `(batch, cells)`, 0 = blank
-                  iterations:int, # from 1
+                  puzzles:Tensor, # digits, 0 = blank, (batch, cells)
+                  iterations:int, # number of iterations, from 1
                   other:str='bfloat16', # 'bfloat16' by autocast, or 'float64' by a copy of the model
                  ) -> pd.DataFrame: # iteration; different: share of boards; distance: mean over boards, relative
     "How far the loop in another precision is from the loop in float32, iteration by iteration."
     if other not in ('bfloat16', 'float64'): raise UserError(f'other={other!r}: known are bfloat16 and float64')
     puzzles, rows = _begin(model, puzzles, iterations), []
-    device, blank, twin = puzzles.device.type, puzzles == 0, copy.deepcopy(model).double() if other == 'float64' else model
-    with eval_mode(model), eval_mode(twin), torch.autocast(device, enabled=False):
-        rounding = torch.autocast(device, torch.bfloat16) if other == 'bfloat16' else nullcontext()
+    device, blank, second = puzzles.device.type, puzzles == 0, model
+    rounding = torch.autocast(device, torch.bfloat16) if other == 'bfloat16' else nullcontext()
+    if other == 'float64': second = copy.deepcopy(model).double()
+    with eval_mode(model), eval_mode(second), torch.autocast(device, enabled=False):
         a = model.start(puzzles)
-        with rounding: b = twin.start(puzzles)
-        for iteration in range(1, iterations + 1):
+        with rounding: b = second.start(puzzles)
+        for _ in range(iterations):
             here, a = model.step(a)
-            with rounding: there, b = twin.step(b)
-            (x, y), differ = (to_vector(s).double() for s in (a, b)), (here.argmax(-1) != there.argmax(-1)) & blank
+            with rounding: there, b = second.step(b)
+            x, y = to_vector(a).double(), to_vector(b).double()
+            differ = (here.argmax(-1) != there.argmax(-1)) & blank
             rows.append((differ.any(-1).float().mean(), ((x - y).norm(dim=1) / x.norm(dim=1)).mean()))
     different, distance = torch.tensor(rows).T.tolist()
     return pd.DataFrame(dict(iteration=range(1, iterations + 1), different=different, distance=distance))
@@ -225,26 +248,36 @@ def precision_gap(model:Looped, # with float32 weights; left in the mode it was 
 class Stability(NamedTuple):
     "How many seeds keep their accuracy to the longest test."
     rate: Interval  # share of seeds with its Wilson interval
-    iterations: int  # of the longest test
+    iterations: int  # number of iterations of the longest test
     best: tuple[float, ...]  # per record: accuracy at the best of the shorter tests, NaN if the run diverged
     drop: tuple[float, ...]  # per record: `best` minus the accuracy at the longest test
 
-def _curve(record:dict, metric:str) -> dict[int, float]: # iterations -> value, shortest first; a missing number is NaN
-    values = {int(name.partition('@')[2]): value for name, value in record['metrics'].items() if name.startswith(metric + '@')}
-    return {n: math.nan if values[n] is None else float(values[n]) for n in sorted(values)}
+def _curve(record:dict, metric:str) -> dict[int, float]|None: # iterations -> value, shortest first
+    "The metric after each tested number of iterations; None for a run that diverged or lacks a number."
+    metrics, head = record['metrics'], f'{metric}@'
+    found = {int(name.removeprefix(head)): value for name, value in metrics.items() if name.startswith(head)}
+    curve = {n: math.nan if value is None else float(value) for n, value in found.items()}
+    lost = bool(metrics.get('diverged')) or not all(map(math.isfinite, curve.values()))
+    return None if lost else dict(sorted(curve.items()))
 
-def stability(records:list[dict], # of runs that differ in their seed; each with 'metrics'
-              metric:str='puzzle_accuracy', # tested as `metric@N`
+def _best_and_last(curve:dict[int, float]|None) -> tuple[float, float]:
+    "The best value of the shorter tests and that of the longest; NaN for a lost run."
+    *shorter, last = (math.nan, math.nan) if curve is None else curve.values()
+    return max(shorter), last
+
+def stability(records:list[dict], # records of runs that differ in their seed, each with 'metrics'
+              metric:str='puzzle_accuracy', # metric that was tested as `metric@N`
               tolerance:float=.02, # loss of accuracy that is still stable
-              level:float=.95, # of the interval
+              level:float=.95, # confidence level of the interval
              ) -> Stability:
     "The stability rate of a recipe."
     curves = [_curve(record, metric) for record in records]
-    lost = [bool(r['metrics'].get('diverged')) or not all(map(math.isfinite, c.values())) for r, c in zip(records, curves)]
-    lengths = {tuple(c) for c, gone in zip(curves, lost) if not gone}
-    if not records or len(lengths) > 1 or any(len(l) < 2 for l in lengths):
-        raise UserError(f'stability needs records that were all tested at the same two or more {metric}@N, not at {sorted(lengths)}')
-    ends = [(math.nan, math.nan) if gone else (max(list(c.values())[:-1]), list(c.values())[-1]) for c, gone in zip(curves, lost)]
-    best, drop = (tuple(column) for column in zip(*((best, best - last) for best, last in ends)))
+    lengths = {tuple(curve) for curve in curves if curve is not None}
+    if not records or len(lengths) > 1 or any(len(tested) < 2 for tested in lengths):
+        raise UserError(f'stability needs records that were all tested at the same two or more {metric}@N, '
+                        f'not at {sorted(lengths)}')
+    ends = [_best_and_last(curve) for curve in curves]
+    best, drop = tuple(best for best, _ in ends), tuple(best - last for best, last in ends)
     stable = sum(d <= tolerance + 1e-9 for d in drop)  # a rounding error is no loss
-    return Stability(wilson(stable, len(records), level), max((l[-1] for l in lengths), default=0), best, drop)
+    longest = max((tested[-1] for tested in lengths), default=0)
+    return Stability(wilson(stable, len(records), level), longest, best=best, drop=drop)

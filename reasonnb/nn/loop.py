@@ -7,6 +7,7 @@ __all__ = ['State', 'Looped']
 
 # %% ../../nbs/nn/03_loop.ipynb #bb186136
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ from ..core.config import UserError
 # %% ../../nbs/nn/03_loop.ipynb #5438235c
 class State(NamedTuple):
     "A network between two iterations; every tensor has the batch as its first dimension."
-    next_input: Tensor  # (batch, cells, d_model) input of the next iteration, without prediction and hidden state
-    recurrent_input: Tensor  # (batch, cells, d_model) the same for all iterations after the next
-    prediction: Tensor|None = None  # (batch, cells, digits) prediction of the last iteration, None = there is none yet
-    hidden: Tensor|None = None  # (batch, cells, ...) hidden state of the last iteration, None = there is none
+    next_input: Tensor  # input of the next iteration without prediction and hidden state, (batch, cells, d_model)
+    recurrent_input: Tensor  # the same for all iterations after the next one, (batch, cells, d_model)
+    prediction: Tensor|None = None  # probabilities of the last iteration, (batch, cells, digits)
+    hidden: Tensor|None = None  # hidden state of the last iteration, (batch, ...)
     iteration: int = 0  # number of iterations done so far
 
     def detach(self) -> 'State':
@@ -28,34 +29,38 @@ class State(NamedTuple):
         return State(*(x.detach() if isinstance(x, Tensor) else x for x in self))
 
 class Looped(nn.Module):
-    "A network that applies one step any number of times, also more often than it was trained to."
+    "A network that repeats one step. Any number of iterations may be asked for, also more than it was trained with."
     def start(self, puzzles:Tensor) -> State: raise NotImplementedError
     def step(self, state:State) -> tuple[Tensor, State]: raise NotImplementedError
 
-    def iterate(self, puzzles:Tensor, # (batch, cells) integers, 0 = blank
-                state:State|None=None, # state to continue from, None = the start
-               ) -> Iterator[Tensor]:
-        "Logits `(batch, cells, digits)` of one iteration after another, without end; the caller decides when to stop."
+    def iterate(self, puzzles:Tensor, # integers, 0 = blank, (batch, cells)
+                state:State|None=None, # state to go on from, None: the start
+               ) -> Iterator[Tensor]: # logits of one iteration after another, (batch, cells, digits)
+        "The loop without an end; the caller decides when to stop."
         state = self.start(puzzles) if state is None else state
         while True:
             logits, state = self.step(state)
             yield logits
 
-    def forward(self, puzzles:Tensor, # (batch, cells) integers, 0 = blank
-                iterations:int, # number of iterations whose logits are wanted
-                skip:int=0, # number of iterations before them, without logits and without gradient
-               ) -> Tensor: # (iterations, batch, cells, digits)
+    def forward(self,
+                puzzles:Tensor, # integers, 0 = blank, (batch, cells)
+                iterations:int, # number of iterations, from 1
+                skip:int=0, # iterations before them, without logits and without gradient
+               ) -> Tensor: # logits after each iteration, (iterations, batch, cells, digits)
         "Logits after each of so many iterations."
         if iterations < 1: raise UserError(f'iterations={iterations}: must be at least 1')
-        state = self._skip(puzzles, skip) if skip else None
-        # the range comes first in zip, or one iteration too many is computed
-        return torch.stack([logits for _, logits in zip(range(iterations), self.iterate(puzzles, state))])
+        state = self._skipped(puzzles, skip) if skip else None
+        return torch.stack(list(islice(self.iterate(puzzles, state), iterations)))
 
-    def _skip(self, puzzles:Tensor, iterations:int) -> State:
-        "The state after iterations without gradient; the input is computed anew, so that its tables get a gradient."
+    def _skipped(self, puzzles:Tensor, skip:int) -> State:
+        "The state after so many iterations without gradient."
         with torch.no_grad():
             state = self.start(puzzles)
-            for _ in range(iterations):
-                _, state = self.step(state)
-        recurrent_input = self.start(puzzles).recurrent_input
-        return state._replace(next_input=recurrent_input, recurrent_input=recurrent_input)
+            for _ in range(skip):
+                state = self.step(state)[1]
+        return self._regrow(puzzles, state)
+
+    def _regrow(self, puzzles:Tensor, state:State) -> State:
+        "After iterations without gradient: the state stays, but the input tables get their gradient again."
+        fresh = self.start(puzzles).recurrent_input
+        return state._replace(recurrent_input=fresh, next_input=fresh)

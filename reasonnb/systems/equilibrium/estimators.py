@@ -97,8 +97,8 @@ def bptt(p:Problem) -> Tensor: # ()
         h = torch.lerp(h, f, phases.damping)
     distance = (f - before).detach().flatten(1).norm(dim=1)
     residual = distance / f.detach().flatten(1).norm(dim=1)
-    iterations = torch.full_like(p.labels, phases.iterations)
-    p.free = Relaxation(h.detach(), residual, distance, iterations, residual <= phases.tolerance, residual[None])
+    p.free = Relaxation(h.detach(), residual, distance, iterations=torch.full_like(p.labels, phases.iterations),
+                        converged=residual <= phases.tolerance, trace=residual[None])
     return p.model.cost(h, p.labels).mean()
 
 def _through_map(p:Problem, multiplier:Callable[[Tensor, Tensor], Tensor]) -> Tensor:
