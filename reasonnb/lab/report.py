@@ -99,8 +99,8 @@ def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str
     "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
     names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(claims_table()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
-    twins = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
-    mine, theirs = (verdicts(*twins, records=records, scale=scale) for records in (own, reference))
+    aliases = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
+    mine, theirs = (verdicts(*aliases, records=records, scale=scale) for records in (own, reference))
     found = mine.assign(reference=theirs['verdict'].values)
     return found[found['verdict'] != 'not run'][names]
 

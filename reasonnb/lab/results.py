@@ -86,7 +86,7 @@ def runs_of(records:pd.DataFrame, # from `load_records`, or from `as_catalogued`
             slug:str, # experiment
             scale:str, # 'smoke', 'laptop', 'h200', 'log'
            ) -> pd.DataFrame: # one row per seed, ordered by seed
-    "The runs of `slug` at `scale` as catalogued, twins included; of two runs with one seed the newer counts. UserError for an unknown slug."
+    "The runs of `slug` at `scale` as catalogued, aliases included; of two runs with one seed the newer counts. UserError for an unknown slug."
     name = catalogue.canonical(slug, scale)
     if 'changes' not in records: records = as_catalogued(records[records['scale'] == scale])
     alike = records['scale'].eq(scale) & records['canonical'].eq(name) & records['changes'].eq('')

@@ -72,7 +72,7 @@ def do_runs(sweep, # from `plan_sweep` or `load_sweep`
     from reasonnb.lab.runs import finished
     from reasonnb.lab.sweeps import run_sweep
     screen, runs = _Screen(), sweep.runs
-    for slug, name in sweep.twins: typer.echo(f'{slug} has the settings of {name} and is run under that name', err=True)
+    for slug, name in sweep.aliases: typer.echo(f'{slug} has the settings of {name} and is run under that name', err=True)
     there = [path for run in runs if (path := run.folder/'record.json').exists()]
     say(read_records(there)[1])  # a run whose record cannot be read is not finished
     _stop_in_order()

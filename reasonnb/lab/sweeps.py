@@ -24,7 +24,7 @@ from .runs import Plan, finished, plan, progress, queue, status
 class Sweep:
     "The runs of a sweep, each once, and the names that turned out to mean the same run."
     runs: tuple[Plan, ...]
-    twins: tuple[tuple[str, str], ...] = ()  # (slug, slug it is a twin of)
+    aliases: tuple[tuple[str, str], ...] = ()  # (slug, slug it is an alias of)
     timeout: float = 0  # seconds per run, 0 = any
 
 def plan_sweep(experiments:Iterable[str], # slugs
@@ -34,13 +34,13 @@ def plan_sweep(experiments:Iterable[str], # slugs
                timeout:float=0, # seconds per run, 0 = any
               ) -> Sweep:
     "The product of all that is given, in this order, every run checked. Slugs with equal settings are run once, under the first name."
-    runs, twins = {}, {}
+    runs, aliases = {}, {}
     for slug, scale, change, seed in product(experiments, scales, overrides, seeds):
         name = canonical(slug, scale)
-        if name != slug: twins[slug] = name
+        if name != slug: aliases[slug] = name
         run = plan(name, scale, seed, change)
         runs[run.folder] = run
-    return Sweep(tuple(runs.values()), tuple(twins.items()), timeout)
+    return Sweep(tuple(runs.values()), tuple(aliases.items()), timeout)
 
 # %% ../../nbs/lab/05_sweeps.ipynb #7c5f2375
 WANTED = {'experiments': 'a name', 'scales': 'a name', 'seeds': 'a whole number', 'overrides': 'settings such as lr=1e-3'}
