@@ -29,6 +29,7 @@ def built(tmp_path_factory):
         if path.is_file(): shutil.copy(path, copy)
     for name in KEPT:
         shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+    shutil.copy(REPO / 'data/records.json', copy / 'data')
     run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy, cwd=out)
     return next(out.glob('*.tar.gz')), next(out.glob('*.whl'))
 
