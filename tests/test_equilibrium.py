@@ -19,7 +19,7 @@ from reasonnb.systems.equilibrium.estimators import ESTIMATORS, Phases, Problem,
 from reasonnb.systems.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope,
                                                   nudged_gradients, stepwise_updates, summands_through_time, tiny)
 from reasonnb.systems.equilibrium.network import clip_norm_
-from reasonnb.nn.activation_memory import saved_bytes
+from reasonnb.nn.activation_memory import peak_saved_bytes
 from reasonnb.nn.fixed_points import asymmetry, check, relax, contraction_rate
 from reasonnb.systems.equilibrium.vector_field import CrossBlock, SelfBlock
 
@@ -172,7 +172,7 @@ def test_memory_does_not_grow_with_iterations():
     model, images, labels = tiny()
     def kept(name, n):
         phases = Phases(iterations=n, nudged_iterations=n, tolerance=0.)
-        return saved_bytes(lambda: estimate(model, images, labels, name, phases=phases))
+        return peak_saved_bytes(lambda: estimate(model, images, labels, name, phases=phases))
     for name in ESTIMATORS:
         if name == 'bptt': assert kept(name, 40) > 6 * kept(name, 5)
         else: assert kept(name, 40) == kept(name, 5), name
