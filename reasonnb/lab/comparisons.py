@@ -260,7 +260,8 @@ def late(study:Study, slug:str, # experiment
 def best_minus_last(study:Study, slug:str, # experiment
                    ) -> list[float]: # one number per seed
     "What it is worth to pick the best evaluation of a run instead of its last one."
-    return [record['best']['value'] - course(record, study.metric)[-1, 1] for record in study.runs(slug)['record']]
+    bests = [(record, record['best']) for record in study.runs(slug)['record']]
+    return [best['value'] - course(record, best['metric'])[-1, 1] for record, best in bests]
 
 def falls(record:dict, # one record
           bar:float=5., # points below the best before that count as a fall
