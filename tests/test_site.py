@@ -45,7 +45,8 @@ def example():
     wide = pd.DataFrame({f'a rather wide column {i}': [i, 2*i] for i in range(12)})
     question = ('## Question\nDoes $\\hat y^{(t)}$ help?\n\n'
                 '$$\\mathcal{L} = -\\frac{1}{T}\\sum_{t=1}^T \\log p(y \\mid \\hat y^{(t)})$$\n\n'
-                'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) and [the claims](../../../data/logs/claims.csv).')
+                'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) '
+                'and [the claims](../../../data/logs/claims.csv).')
     return notebook(
         '# Example\n> A page with one of everything.',
         question,
