@@ -8,7 +8,8 @@ import pytest
 DEAR = ('test_lab', 'test_site', 'test_runs', 'test_own_records', 'test_sweeps', 'test_dynamics', 'test_equilibrium',
         'test_trainer', 'test_solving', 'test_cli', 'test_package', '_gradient', 'other_architectures', 'test_parallel',
         'test_time', '01_lattice', '_lessons', 'trained_dynamics', 'equilibrium/06_open', '02_recurrence', '_curricula',
-        'equilibrium/04_block', '05_practice', '01_beta', 'test_leaderboard', 'test_paths', 'test_reader', 'jobs/lattice',
+        'equilibrium/04_block', '05_practice', '01_beta', 'test_leaderboard', 'test_paths', 'test_reader',
+        'jobs/lattice',
         '_memory', 'test_collection', '_sweeps', '03_solver', '01_symmetry', 'neural_solver', '_runs', '_benchmark')
 
 

@@ -8,8 +8,14 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # what an installed package needs without a clone; `core.places.shipped` finds it
-SHIPPED = ("data/logs/*.csv", "data/records.json", "data/checkpoints/lattice-*x*.pt", "data/checkpoints/lattice-*x*.json",
-           "nbs/jobs/*.ipynb", "nbs/jobs/sweeps/*.yaml")
+SHIPPED = (
+    "data/logs/*.csv",
+    "data/records.json",
+    "data/checkpoints/lattice-*x*.pt",
+    "data/checkpoints/lattice-*x*.json",
+    "nbs/jobs/*.ipynb",
+    "nbs/jobs/sweeps/*.yaml",
+)
 
 
 class BuildWithFiles(build_py):

@@ -1,6 +1,6 @@
-"""Each narrative ends in a link to the next one. `python tests/next_links.py` writes the links; a test asks whether they are right.
+"""Each narrative ends in a link to the next one. `python tests/next_links.py` writes the links.
 
-Every other byte of the notebooks stays as it is.
+A test asks whether they are right. Every other byte of the notebooks stays as it is.
 """
 import json
 import os
@@ -28,7 +28,9 @@ def link(path: Path, goal: Path) -> str:
 def links(nbs: Path = NBS) -> dict[Path, str]: # notebook -> its last cell
     order = reading_order(nbs)
     found = {path: link(path, goal) for path, goal in zip(order, order[1:])}
-    return found | {order[-1]: f"That was the last one. [Start]({Path(os.path.relpath(nbs / 'start.ipynb', order[-1].parent)).as_posix()})"}
+    last = order[-1]
+    start = Path(os.path.relpath(nbs / 'start.ipynb', last.parent)).as_posix()
+    return found | {last: f"That was the last one. [Start]({start})"}
 
 
 def write(path: Path, text: str):

@@ -1,7 +1,7 @@
 """The one form of our notebooks: that in which JupyterLab writes them, so that opening and saving one changes nothing.
 
-`make export` runs this after nbdev_clean, which keeps whatever form it finds. Job notebooks lose their outputs here, as they are
-templates, and cells marked `#| code-fold` are folded in JupyterLab, as on the site.
+`make export` runs this after nbdev_clean, which keeps whatever form it finds. Job notebooks lose their outputs here,
+as they are templates, and cells marked `#| code-fold` are folded in JupyterLab, as on the site.
 Prints the notebooks it rewrote; with `--check` it rewrites none and fails if there are any.
 """
 import re
@@ -19,7 +19,8 @@ def normal(text: str, job: bool = False) -> str:
     for cell in notebook.cells:
         cell.metadata.pop("jupyter", None)
         if cell.cell_type != "code": continue
-        if re.search(r"^#\|\s*code-fold:\s*true\s*$", cell.source, re.M): cell.metadata["jupyter"] = {"source_hidden": True}
+        folded = re.search(r"^#\|\s*code-fold:\s*true\s*$", cell.source, re.M)
+        if folded: cell.metadata["jupyter"] = {"source_hidden": True}
         if job: cell.outputs, cell.execution_count = [], None
     return nbformat.writes(notebook) + "\n"
 

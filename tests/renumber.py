@@ -1,6 +1,7 @@
 """Numbers of notebooks: contiguous in each folder, without letters; in the library the order in which modules import.
 
-`python tests/renumber.py` renames what is out of order and every link to it; with `--check` it only says what it would do."""
+`python tests/renumber.py` renames what is out of order and every link to it; with `--check` it only says what it
+would do."""
 import ast
 import os
 import re
@@ -11,12 +12,23 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
-TEXTS = ("*.md", "*.toml", "*.yml", "conftest.py", "Makefile", "tests/*.py", "benchmarks/*.*", "data/**/*.md", "nbs/*.yml")
+TEXTS = (
+    "*.md",
+    "*.toml",
+    "*.yml",
+    "conftest.py",
+    "Makefile",
+    "tests/*.py",
+    "benchmarks/*.*",
+    "data/**/*.md",
+    "nbs/*.yml",
+)
 
 
 def folders() -> list[Path]:
     "Folders of library notebooks."
-    here = [NBS / name for name in ("core", "nn", "sudoku", "images", "text", "lab")] + sorted((NBS / "systems").glob("*"))
+    flat = [NBS / name for name in ("core", "nn", "sudoku", "images", "text", "lab")]
+    here = flat + sorted((NBS / "systems").glob("*"))
     return [folder for folder in here if folder.is_dir()]
 
 
@@ -46,7 +58,9 @@ def ordered(folder: Path) -> list[Path]:
     while left:
         waiting = {name_of(path) for path in left}
         ready = [path for path in left if not needs[path] & (waiting - {name_of(path)})]
-        if not ready: sys.exit(f"{folder.relative_to(ROOT)}: {', '.join(sorted(waiting))} import each other in a circle")
+        if not ready:
+            circle = ", ".join(sorted(waiting))
+            sys.exit(f"{folder.relative_to(ROOT)}: {circle} import each other in a circle")
         order.append(ready[0])
         left.remove(ready[0])
     return order
@@ -90,7 +104,8 @@ def main():
         notebook = nbformat.read(path, as_version=4)
         before = [cell.source for cell in notebook.cells]
         for cell in notebook.cells: cell.source = relinked(cell.source, path.parent, moved)
-        if [cell.source for cell in notebook.cells] != before: path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        if [cell.source for cell in notebook.cells] != before:
+            path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     for path in {path for pattern in TEXTS for path in ROOT.glob(pattern)} - {ROOT / "CHANGELOG.md", ROOT / "LOG.md"}:
         text = path.read_text(encoding="utf-8")
         new = relinked(text, path.parent, moved)

@@ -1,13 +1,26 @@
 """The real catalogue against the logs as tables."""
 import pytest
 from reasonnb.core.config import UserError
-from reasonnb.lab.catalogue import RUN_LIKE, canonical, chain, describe, experiments, log_of, missing, resolve, sections, system_of
+from reasonnb.lab.catalogue import (
+    RUN_LIKE,
+    canonical,
+    chain,
+    describe,
+    experiments,
+    log_of,
+    missing,
+    resolve,
+    sections,
+    system_of,
+)
 
 
 def test_inheritance_is_that_of_the_log():
     run_like = sections().query('kind in @RUN_LIKE', local_dict={'RUN_LIKE': RUN_LIKE})
     base = {slug: base for slug, base in zip(run_like['slug'], run_like['base']) if not base or base in experiments()}
-    wrong = {slug: (experiment.base, base[slug]) for slug, (_, experiment) in experiments().items() if slug in base and experiment.base != base[slug]}
+    wrong = {slug: (experiment.base, base[slug])
+             for slug, (_, experiment) in experiments().items()
+             if slug in base and experiment.base != base[slug]}
     assert not wrong, f'slug: (base in the code, base in sections.csv) {wrong}'
 
 
@@ -23,7 +36,8 @@ def test_every_experiment_resolves_at_every_scale(slug):
 
 def test_fields_of_experiments_exist():
     for system, experiment in experiments().values():
-        for scale in experiment.at: assert scale in system.scales, f'{experiment.slug} says something about an unknown scale {scale}'
+        for scale in experiment.at:
+            assert scale in system.scales, f'{experiment.slug} says something about an unknown scale {scale}'
 
 
 def test_what_remains_is_counted():
@@ -32,4 +46,5 @@ def test_what_remains_is_counted():
     assert set(left) == set(run_like['slug']) - set(experiments())
     for slug in left[:1]:
         with pytest.raises(UserError, match='no configuration yet'): system_of(slug)
-    if left: pytest.xfail(f'{len(left)} of {len(run_like)} sections that trained something have no configuration yet: {" ".join(left)}')
+    counts = f'{len(left)} of {len(run_like)}'
+    if left: pytest.xfail(f'{counts} sections that trained something have no configuration yet: {" ".join(left)}')

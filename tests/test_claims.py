@@ -29,14 +29,27 @@ class World:
             return _Config(name=self.alike.get(slug, slug))
         monkeypatch.setattr(catalogue, 'resolve', resolve)
         monkeypatch.setattr(catalogue, 'canonical', lambda slug, scale: resolve(slug)['name'])
-        system = SimpleNamespace(logs=set(catalogue.sections()['log']), claims=self.own, metrics=self.metrics, scales={'smoke': {}, 'laptop': {}})
+        system = SimpleNamespace(
+            logs=set(catalogue.sections()['log']),
+            claims=self.own,
+            metrics=self.metrics,
+            scales={'smoke': {}, 'laptop': {}},
+        )
         monkeypatch.setattr(catalogue, 'systems', lambda: (system,))
         self.known = known
 
     def run(self, slug, values, metric='puzzle_accuracy', **metrics):
         for seed, value in enumerate(values):
-            self.records.append(dict(log='', experiment=slug, scale='laptop', seed=seed, finished='', config=dict(name=self.alike.get(slug, slug)),
-                                     metrics={metric: value} | metrics, seconds=100.))
+            self.records.append(dict(
+                log='',
+                experiment=slug,
+                scale='laptop',
+                seed=seed,
+                finished='',
+                config=dict(name=self.alike.get(slug, slug)),
+                metrics={metric: value} | metrics,
+                seconds=100.,
+            ))
 
     def frame(self, tmp_path):
         for number, record in enumerate(self.records):
@@ -62,12 +75,14 @@ def test_every_claim_gets_a_verdict_when_all_has_run(world, tmp_path):
     for slug in sorted(world.known):
         for seed in range(3):
             world.run(slug, [0.])
-            world.records[-1] |= dict(seed=seed, metrics={m: float(rng.uniform()) for m in metrics} | dict(n_test=1000, collapsed=0.))
+            drawn = {m: float(rng.uniform()) for m in metrics}
+            world.records[-1] |= dict(seed=seed, metrics=drawn | dict(n_test=1000, collapsed=0.))
     book = claims.ledger(world.frame(tmp_path))
     assert book['claim_id'].tolist() == rows['claim_id'].tolist() and len(book) == 266
     assert set(book['verdict']) == set(claims.VERDICTS)
     waiting = book[book['verdict'] == 'not run']
-    assert set(waiting['reason'].str.partition(';')[0]) == {'no predicate yet', 'no function yet for a claim about a part'}
+    reasons = set(waiting['reason'].str.partition(';')[0])
+    assert reasons == {'no predicate yet', 'no function yet for a claim about a part'}
     assert set(waiting.loc[waiting['relation'] != 'holds', 'claim_id']) == claims.NEEDS_FUNCTION
     judged = book[book['verdict'] != 'not run']
     assert judged[['effect', 'low', 'high']].notna().all().all() and (judged['n_left'] == 3).all()
@@ -101,7 +116,9 @@ def test_greater(world, tmp_path, left, right, verdict):
     row = verdict_of(world, tmp_path, 'st_recur_add_gt_base')
     assert row['verdict'] == verdict and (row['n_left'], row['n_right']) == (len(left), len(right))
     assert row['log_value'] == .1084
-    if len(left) == 2: assert row['reason'] == '2 seeds of 3: recur_add' and row['effect'] == pytest.approx(.2) and row['low'] < .2
+    if len(left) == 2:
+        assert row['reason'] == '2 seeds of 3: recur_add'
+        assert row['effect'] == pytest.approx(.2) and row['low'] < .2
     if len(left) == 1: assert math.isnan(row['low'])
     if None in left: assert 'without a finite' in row['reason'] and math.isnan(row['effect'])
 
@@ -113,7 +130,11 @@ def test_a_clean_zero_on_both_sides_keeps_the_noise_of_the_test_set(world, tmp_p
     assert row['verdict'] == 'undecided' and row['high'] == pytest.approx(.003827, abs=1e-5)
 
 
-@pytest.mark.parametrize('left, verdict', [([.70, .705, .70], 'holds'), ([.80, .805, .80], 'contradicted'), ([.6, .7, .8], 'undecided')])
+@pytest.mark.parametrize('left, verdict', [
+    ([.70, .705, .70], 'holds'),
+    ([.80, .805, .80], 'contradicted'),
+    ([.6, .7, .8], 'undecided'),
+])
 def test_about_equal(world, tmp_path, left, verdict):
     "st_no_x_same: the log calls 0.7 points the same, so the band is 2 points."
     world.run('no_x_after_init', left)
@@ -122,7 +143,11 @@ def test_about_equal(world, tmp_path, left, verdict):
     assert row['verdict'] == verdict and row['reason'] == 'tolerance 0.02'
 
 
-@pytest.mark.parametrize('left, verdict', [([.955, .956, .957], 'holds'), ([.93, .931, .932], 'contradicted'), ([.93, .94, .95], 'undecided')])
+@pytest.mark.parametrize('left, verdict', [
+    ([.955, .956, .957], 'holds'),
+    ([.93, .931, .932], 'contradicted'),
+    ([.93, .94, .95], 'undecided'),
+])
 def test_at_least_a_number_has_no_tolerance(world, tmp_path, left, verdict):
     world.run('eq_take4_gap94', left, metric='test_accuracy')
     row = verdict_of(world, tmp_path, 'eq_94')
@@ -144,22 +169,30 @@ def test_claims_about_a_part_are_not_judged_by_the_whole(world, tmp_path):
 
 
 def test_what_is_judged_by_the_plain_metric_is_what_the_log_compared():
-    "Where the log prints both sides, the difference of its main values is the claim's margin, unless the claim is listed as special."
-    # the log compares peaks where the statement does not say so; prints several values of one thing; states a number as such
+    "Where the log prints both sides, the difference of its main values is the margin, unless the claim is special."
+    # the log compares peaks where the statement does not say so; prints several values of one thing;
+    # states a number as such
     known = {'st_sam_closes_gap', 'st_sam_ceiling', 'st_sam_gain_shrinks', 'cg_accum_equals_big_batch'}
     rows = claims.claims_table()
     rows = rows[rows['relation'].isin(['>', '<', '>=', '~=']) & rows['margin'].notna() & (rows['status'] != 'target')]
     checked = 0
     for claim in rows.to_dict('records'):
         gap = claims._reported_gap(claim)
-        if math.isnan(gap) or claim['metric'] in (*claims._RATIOS, 'relative_loss_drop') or claim['claim_id'] in claims.NEEDS_FUNCTION | known: continue
+        if math.isnan(gap): continue
+        if claim['metric'] in (*claims._RATIOS, 'relative_loss_drop'): continue
+        if claim['claim_id'] in claims.NEEDS_FUNCTION | known: continue
         assert claims.log_value(claim) == pytest.approx(gap, abs=2e-3), claim['claim_id']
         checked += 1
     assert checked > 60
 
 
-@pytest.mark.parametrize('solved, n, verdict', [([0., 0., 0.], 1000, 'holds'), ([0., 0., 0.], 200, 'undecided'), ([.1, 0., 0.], 1000, 'contradicted'),
-                                                 ([.001, .002, .003], 1000, 'undecided'), ([0., 0.], 1000, 'not run')])
+@pytest.mark.parametrize('solved, n, verdict', [
+    ([0., 0., 0.], 1000, 'holds'),
+    ([0., 0., 0.], 200, 'undecided'),
+    ([.1, 0., 0.], 1000, 'contradicted'),
+    ([.001, .002, .003], 1000, 'undecided'),
+    ([0., 0.], 1000, 'not run'),
+])
 def test_solves_none(world, tmp_path, solved, n, verdict):
     world.run('no_iteration', solved, n_test=n)
     row = verdict_of(world, tmp_path, 'st_no_iter_zero')
@@ -172,13 +205,22 @@ def test_solves_none_needs_the_number_of_boards(world, tmp_path):
     assert row['verdict'] == 'not run' and 'n_test' in row['reason']
 
 
-@pytest.mark.parametrize('losses, verdict', [([None]*3, 'holds'), ([1., 2., 3.], 'contradicted'), ([1., None, 2.], 'undecided'), ([None]*2, 'not run')])
+@pytest.mark.parametrize('losses, verdict', [
+    ([None]*3, 'holds'),
+    ([1., 2., 3.], 'contradicted'),
+    ([1., None, 2.], 'undecided'),
+    ([None]*2, 'not run'),
+])
 def test_diverges(world, tmp_path, losses, verdict):
     world.run('carry', losses, metric='loss')
     assert verdict_of(world, tmp_path, 'st_carry_diverges')['verdict'] == verdict
 
 
-@pytest.mark.parametrize('flags, verdict', [([1., 1., 1.], 'holds'), ([0., 0., 0.], 'contradicted'), ([1., 0., 0.], 'undecided')])
+@pytest.mark.parametrize('flags, verdict', [
+    ([1., 1., 1.], 'holds'),
+    ([0., 0., 0.], 'contradicted'),
+    ([1., 0., 0.], 'undecided'),
+])
 def test_collapses(world, tmp_path, flags, verdict):
     world.run('scale_iter32', flags, metric='collapsed')
     assert verdict_of(world, tmp_path, 'st_iter32_collapse')['verdict'] == verdict
@@ -204,13 +246,15 @@ def test_other_scales_and_changed_runs_do_not_count(world, tmp_path):
     for record in world.records[:3]: record['config'] = dict(name='something else')
     for record in world.records[3:]: record['scale'] = 'smoke'
     row = verdict_of(world, tmp_path, 'st_recur_add_gt_base')
-    assert row['verdict'] == 'not run' and row['reason'] == 'no runs of recur_add at laptop as catalogued (3 with changes)'
+    assert row['verdict'] == 'not run'
+    assert row['reason'] == 'no runs of recur_add at laptop as catalogued (3 with changes)'
 
 
 def test_a_system_maps_metrics_and_judges_claims_of_its_own(world, tmp_path):
     world.metrics['puzzle_accuracy'] = 'solved_share'
     for slug, level in (('recur_add', .7), ('recur_baseline', .5)):
-        world.run(slug, [level, level+.01, level-.01], metric='solved_share', easy=level, hard=level - (.4 if level < .6 else .1))
+        hard = level - (.4 if level < .6 else .1)
+        world.run(slug, [level, level+.01, level-.01], metric='solved_share', easy=level, hard=hard)
 
     def hardest_gain(left, right):
         def gain(bucket): return [a['metrics'][bucket] - b['metrics'][bucket] for a, b in zip(left, right)]
@@ -225,9 +269,10 @@ def test_a_system_maps_metrics_and_judges_claims_of_its_own(world, tmp_path):
     world.run('failure_analysis', [1., 1., 1.])
     book = claims.ledger(world.frame(tmp_path)).set_index('claim_id')
     assert book.loc['st_recur_add_gt_base', 'verdict'] == 'holds'
-    assert book.loc['st_recur_hard_gain', 'verdict'] == 'holds' and book.loc['st_recur_hard_gain', 'effect'] == pytest.approx(.3)
-    assert book.loc['st_norm_pred_bounded', 'verdict'] == 'undecided' and book.loc['st_norm_pred_bounded', 'effect'] == pytest.approx(2/3)
-    assert (book.loc['st_plateau', 'verdict'], book.loc['st_plateau', 'reason']) == ('not run', 'no metric absent in the runs')
+    gain, bounded, plateau = (book.loc[c] for c in ('st_recur_hard_gain', 'st_norm_pred_bounded', 'st_plateau'))
+    assert gain['verdict'] == 'holds' and gain['effect'] == pytest.approx(.3)
+    assert bounded['verdict'] == 'undecided' and bounded['effect'] == pytest.approx(2/3)
+    assert (plateau['verdict'], plateau['reason']) == ('not run', 'no metric absent in the runs')
     assert book.loc['st_fail_peak4', 'reason'] == 'its function failed: IndexError: list index out of range'
     assert [book.loc[c, 'verdict'] for c in ('rl_fix_hash_primes', 'rl_fix_gqa_check')] == ['holds', 'contradicted']
     assert book.loc['rl_fix_mtp_params', 'reason'] == 'no predicate yet'
@@ -250,7 +295,8 @@ def test_the_file_is_the_same_for_the_same_runs_and_one_verdict_is_one_line(worl
     for record in world.records[:3]: record['metrics']['puzzle_accuracy'] -= .5
     other = claims.write_ledger(tmp_path/'c.csv', records=world.frame(tmp_path)).read_bytes()
     changed = [(a, b) for a, b in zip(first.decode().split('\n'), other.decode().split('\n')) if a != b]
-    assert len(changed) == 1 and ',holds,' in changed[0][0] and ',contradicted,' in changed[0][1]  # a verdict is one line
+    (before, after), = changed  # a verdict is one line
+    assert ',holds,' in before and ',contradicted,' in after
     back = pd.read_csv(tmp_path/'a.csv')
     assert list(back.columns) == list(claims.LEDGER_COLUMNS) and len(back) == 266
 

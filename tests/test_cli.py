@@ -34,8 +34,10 @@ for words in (['--help'], ['list'], ['show', sys.argv[1]], ['solve', '--help']):
 
 def test_answers_at_once(root):
     bare = {name: value for name, value in os.environ.items() if not name.startswith('REASONNB')}
-    for slug, env in (('fast', environment(root)), ('recur_add', {'PYTHONPATH': str(REPO)})):  # the toy system, the systems of the package
-        done = subprocess.run([sys.executable, '-c', AT_ONCE, slug], cwd=REPO, env=bare | env, capture_output=True, text=True)
+    toy, package = ('fast', environment(root)), ('recur_add', {'PYTHONPATH': str(REPO)})
+    for slug, env in (toy, package):
+        command = [sys.executable, '-c', AT_ONCE, slug]
+        done = subprocess.run(command, cwd=REPO, env=bare | env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
@@ -47,13 +49,15 @@ def test_commands_come_with_the_systems(root):
     code, out, err = cli(root, '--help', REASONNB_SYSTEMS='toy_system,reasonnb.systems.lattice.experiments')
     assert code == 0 and re.search('docs .*\n +solve .*\n +benchmark ', out)
     for words in (['--help'], ['list']):
-        assert cli(root, *words, REASONNB_SYSTEMS='toy_sytem') == (2, '', "reasonnb: no module 'toy_sytem' for a system; check REASONNB_SYSTEMS\n")
+        said = "reasonnb: no module 'toy_sytem' for a system; check REASONNB_SYSTEMS\n"
+        assert cli(root, *words, REASONNB_SYSTEMS='toy_sytem') == (2, '', said)
 
 
 def each(root, *cases):
-    """Exit code, standard output and standard error of many commands, each in a fork of one process that has imported the package.
+    """Exit code, standard output and standard error of many commands.
 
-    A case is (words, what stands for standard output): a file to write into, or 'gone' for a pipe whose reader has closed it.
+    Each runs in a fork of one process that has imported the package. A case is (words, what stands for standard
+    output): a file to write into, or 'gone' for a pipe whose reader has closed it.
     """
     code = '''import os, sys
 from reasonnb.lab.cli import app
@@ -69,16 +73,19 @@ for number, (words, stream) in enumerate(cases):
         sys.argv = ['reasonnb', *words]
         app()
         sys.exit('the command did not end')
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # a fork would write what is left in the buffer once more
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)  # a fork would write what is left in the buffer once more
 '''
     place = root/'streams'
     place.mkdir(exist_ok=True)
     for file in place.iterdir(): file.unlink()
     env = os.environ | environment(root) | {'PYTHONUNBUFFERED': ''}  # what is left in a buffer must not fail at the end
-    done = subprocess.run([sys.executable, '-c', code, str(place), repr(cases)], cwd=root, env=env, capture_output=True, text=True)
+    command = [sys.executable, '-c', code, str(place), repr(cases)]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     def said(name): return (place/name).read_text() if (place/name).exists() else ''
-    return [(int(code), said(f'{number}.out'), said(f'{number}.err')) for number, code in enumerate(done.stdout.split())]
+    codes = [int(code) for code in done.stdout.split()]
+    return [(code, said(f'{number}.out'), said(f'{number}.err')) for number, code in enumerate(codes)]
 
 
 MISTAKES = [
@@ -104,17 +111,27 @@ MISTAKES = [
 
 def test_mistakes_are_one_line(root):
     (root/'latin.yaml').write_bytes('experiments: [fast]\n# für später\n'.encode('latin-1'))
-    for (words, message), (code, out, err) in zip(MISTAKES, each(root, *((words, '') for words, _ in MISTAKES)), strict=True):
-        assert (code, out) == (2, '') and err.startswith('reasonnb: ') and message in err and err.count('\n') == 1, (words, err)
+    answers = each(root, *((words, '') for words, _ in MISTAKES))
+    for (words, message), (code, out, err) in zip(MISTAKES, answers, strict=True):
+        assert (code, out) == (2, ''), (words, err)
+        assert err.startswith('reasonnb: ') and message in err and err.count('\n') == 1, (words, err)
     assert not folder(root, 'fast').exists()
 
 
 def test_streams_and_files_that_fail_are_one_line(root, tmp_path_factory):
-    words = (['list'], 'gone'), (['list'], '/dev/full'), (['show', 'fast', '--json'], '/dev/full'), (['--help'], 'gone'), (['run', '-h'], '/dev/full')
+    words = [
+        (['list'], 'gone'),
+        (['list'], '/dev/full'),
+        (['show', 'fast', '--json'], '/dev/full'),
+        (['--help'], 'gone'),
+        (['run', '-h'], '/dev/full'),
+    ]
     gone, full, shown, helped, explained = each(root, *words)
     assert gone == (141, '', '')  # as in `reasonnb list | head -1`
     assert helped[0] and helped[1:] == ('', '')
-    assert full == shown == explained == (1, '', 'reasonnb: the disk is full (while writing); free some space and give the same command again\n')
+    advice = 'free some space and give the same command again'
+    disk_is_full = (1, '', f'reasonnb: the disk is full (while writing); {advice}\n')
+    assert full == shown == explained == disk_is_full
     torn = make_root(tmp_path_factory.mktemp('torn')).resolve()
     table = torn/'data'/'logs'/'sections.csv'
     table.write_bytes(table.read_bytes() + 'toy_log,7,Über,later,plan,,,,\n'.encode('latin-1'))
@@ -127,17 +144,22 @@ def test_streams_and_files_that_fail_are_one_line(root, tmp_path_factory):
 def test_closed_streams(root):
     def said(closed, cwd, env, *words):
         words = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
-        done = subprocess.run(['sh', '-c', f'exec "$@" {closed}', 'sh', *words], cwd=cwd, env=os.environ | env, capture_output=True, text=True)
+        shell = ['sh', '-c', f'exec "$@" {closed}', 'sh', *words]
+        done = subprocess.run(shell, cwd=cwd, env=os.environ | env, capture_output=True, text=True)
         return done.returncode, done.stderr
     code, err = said('<&-', REPO, {'PYTHONPATH': str(REPO)}, 'solve', '-')
     assert code in (1, 2) and err.startswith('reasonnb: ') and err.count('\n') == 1  # there is no puzzle
-    assert said('>&-', root, environment(root), 'list') == (1, 'reasonnb: standard output: closed; give it a file, or /dev/null\n')
+    refused = (1, 'reasonnb: standard output: closed; give it a file, or /dev/null\n')
+    assert said('>&-', root, environment(root), 'list') == refused
     assert said('<&- 2>&-', root, environment(root), 'list') == (0, '')
 
 
 def test_an_error_of_the_program_keeps_its_traceback(root):
-    code = 'from reasonnb.lab.terminal import program\ndef broken(): return {}["no such key"]\nprogram([broken])(["broken"])'
-    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=os.environ | environment(root), capture_output=True, text=True)
+    code = '''from reasonnb.lab.terminal import program
+def broken(): return {}["no such key"]
+program([broken])(["broken"])'''
+    env = os.environ | environment(root)
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "KeyError: 'no such key'" in done.stderr and 'Traceback' in done.stderr
 
 
@@ -163,7 +185,8 @@ def test_a_sweep_does_what_it_can_and_says_what_it_could_not(root):
     file.write_text('experiments: [fast, twin]\nseeds: [5]\noverrides: [rate=0.2, trouble=always_kill]\n')
     code, out, err = cli(root, 'sweep', str(file), '--slots', '2')
     assert code == 1 and 'twin has the settings of fast' in err
-    assert 'ok fast smoke s5 rate=0.2' in err and 'KILLED fast smoke s5 trouble=always_kill' in err and '1 of 2 runs finished' in err
+    assert 'ok fast smoke s5 rate=0.2' in err and 'KILLED fast smoke s5 trouble=always_kill' in err
+    assert '1 of 2 runs finished' in err
     assert 'rate=0.2' in out and 'always_kill' not in out
     code, out, err = cli(root, 'sweep', str(file), '--dry-run')
     assert code == 0 and out.count('run fast --scale smoke --seed 5 --set') == 2
@@ -213,8 +236,9 @@ def test_a_run_deaf_to_the_interrupt_is_stopped_by_term_and_paints_nothing_on_a_
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
     try:
         words = ['run', 'start', '--seed', '15', '--set', 'pause=0.05', '--set', 'steps=10000']
-        process = subprocess.Popen([sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words], cwd=root, stdin=slave, stdout=slave,
-                                   stderr=slave, env=os.environ | environment(root) | {'TERM': 'dumb'})
+        command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
+        env = os.environ | environment(root) | {'TERM': 'dumb'}
+        process = subprocess.Popen(command, cwd=root, env=env, stdin=slave, stdout=slave, stderr=slave)
     finally: signal.signal(signal.SIGINT, before)
     os.close(slave)
     place, said = place_of(root, 15), []
@@ -237,8 +261,11 @@ def test_a_run_deaf_to_the_interrupt_is_stopped_by_term_and_paints_nothing_on_a_
 
 
 def test_claims_of_the_repository_for_a_program():
-    env = {name: value for name, value in os.environ.items() if not name.startswith('REASONNB')} | {'PYTHONPATH': str(REPO)}
-    command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', 'claims', '--json', '--log', 'sudoku_transformer']
+    env = {name: value for name, value in os.environ.items() if not name.startswith('REASONNB')}
+    env['PYTHONPATH'] = str(REPO)
+    words = ['claims', '--json', '--log', 'sudoku_transformer']
+    command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     rows = json.loads(done.stdout)
-    assert done.returncode == 0 and len(rows) > 50 and {row['verdict'] for row in rows} <= {'holds', 'contradicted', 'undecided', 'not run'}
+    assert done.returncode == 0 and len(rows) > 50
+    assert {row['verdict'] for row in rows} <= {'holds', 'contradicted', 'undecided', 'not run'}

@@ -117,9 +117,15 @@ def test_speedrun_gives_a_verdict_and_leaves_git_clean(place):
 
 
 @pytest.mark.parametrize('words, said', [
-    ('six', "'six'"), ('sixes --seeds all', '--seeds all'), ('sixes --seeds 0,0', 'each seed once'),
-    ('se11', 'reasonnb benchmark'), ('sixes --set test_puzzles=10', 'fixes it at 10000'), ('sixes --set stepz=10', 'stepz'),
-    ('sixes --scale huge', 'huge'), ('sixes --budget -1', '-1')])
+    ('six', "'six'"),
+    ('sixes --seeds all', '--seeds all'),
+    ('sixes --seeds 0,0', 'each seed once'),
+    ('se11', 'reasonnb benchmark'),
+    ('sixes --set test_puzzles=10', 'fixes it at 10000'),
+    ('sixes --set stepz=10', 'stepz'),
+    ('sixes --scale huge', 'huge'),
+    ('sixes --budget -1', '-1'),
+])
 def test_mistakes_are_one_line(place, words, said):
     code, out, err = speedrun(place, *words.split())
     assert code == 2 and out == '' and said in err and err.count('\n') == 1, err

@@ -34,9 +34,25 @@ def root(monkeypatch):
 
 def write(run, loss, folder=None, **more):
     "The record that a run would leave, without the run."
-    config = catalogue.resolve(run.experiment, run.scale, seed=run.seed, **dict(part.split('=') for part in run.overrides.split())).to_dict()
-    record = dict(id=run.id, log=run.log, experiment=run.experiment, scale=run.scale, seed=run.seed, config=config, metrics={'loss': loss}, curve=[],
-                  params=1, data='none', protocol='none', flop_per_item=4, seconds=.1, steps=run.config.steps, finished='2026-01-01T00:00:00+00:00')
+    changes = dict(part.split('=') for part in run.overrides.split())
+    config = catalogue.resolve(run.experiment, run.scale, seed=run.seed, **changes).to_dict()
+    record = dict(
+        id=run.id,
+        log=run.log,
+        experiment=run.experiment,
+        scale=run.scale,
+        seed=run.seed,
+        config=config,
+        metrics={'loss': loss},
+        curve=[],
+        params=1,
+        data='none',
+        protocol='none',
+        flop_per_item=4,
+        seconds=.1,
+        steps=run.config.steps,
+        finished='2026-01-01T00:00:00+00:00',
+    )
     folder = folder or run.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'record.json').write_text(json.dumps(record | more))
@@ -71,11 +87,15 @@ def test_reference_and_own_stand_side_by_side(root):
     assert code == 0 and err == '' and len(rows) == 3
     assert (rows['start', '']['mean'], rows['start', '']['n']) == (pytest.approx(.51), 3)
     assert (rows['start', '']['own_mean'], rows['start', '']['own_n']) == (pytest.approx(.11), 3)
-    assert (rows['start', 'rate=0.2']['mean'], rows['start', 'rate=0.2']['n'], rows['start', 'rate=0.2']['own_mean']) == (None, 0, .3)
+    changed = rows['start', 'rate=0.2']
+    assert (changed['mean'], changed['n'], changed['own_mean']) == (None, 0, .3)
     assert rows['start', '']['log_value'] == .25
     head = shell('results', '--metric', 'loss')[1].splitlines()[0].split()
     assert head[5:13] == ['mean', 'low', 'high', 'n', 'own_mean', 'own_low', 'own_high', 'own_n']
-    alone = {side: json.loads(shell('results', '--metric', 'loss', '--records', side, '--json')[1]) for side in ('reference', 'own')}
+    alone = {}
+    for side in ('reference', 'own'):
+        out = shell('results', '--metric', 'loss', '--records', side, '--json')[1]
+        alone[side] = json.loads(out)
     assert [row['n'] for row in alone['reference']] == [3, 3] and [row['n'] for row in alone['own']] == [3, 3, 1]
     assert 'own_mean' not in alone['own'][0]
 
@@ -87,11 +107,13 @@ def test_reference_and_own_stand_side_by_side(root):
     counts = {row['slug']: (row['runs'], row['own']) for row in json.loads(shell('list', '--json')[1])}
     assert (counts['start'], counts['fast'], counts['faster']) == ((3, 4), (3, 3), (0, 0))
     text = shell('show', 'start', '--scale', 'laptop')[1]
-    assert text.count('reference  papermill_runs/toy_log/start/') == 3 and text.count('yours      papermill_runs/own/toy_log/start/') == 4
+    assert text.count('reference  papermill_runs/toy_log/start/') == 3
+    assert text.count('yours      papermill_runs/own/toy_log/start/') == 4
 
     for words in (['results', '--records', 'mine'], ['claims', '--records', 'owm']):
         code, out, err = shell(*words)
-        assert code == 2 and out == '' and err.startswith('reasonnb: unknown value of --records') and err.count('\n') == 1
+        assert code == 2 and out == ''
+        assert err.startswith('reasonnb: unknown value of --records') and err.count('\n') == 1
 
 
 def test_without_own_runs_the_tables_are_as_before_and_say_so(root):
@@ -99,7 +121,8 @@ def test_without_own_runs_the_tables_are_as_before_and_say_so(root):
     write(run, .5, reference(run))
     for words in (['results', '--metric', 'loss'], ['claims']):
         both, alone = shell(*words), shell(*words, '--records', 'reference')
-        assert both[1] == alone[1] and 'own' not in both[1] and both[2].startswith('no runs of your own yet') and alone[2] == ''
+        assert both[1] == alone[1] and 'own' not in both[1]
+        assert both[2].startswith('no runs of your own yet') and alone[2] == ''
     assert json.loads(shell('results', '--metric', 'loss', '--json')[1])[0]['own_n'] == 0
 
 
@@ -112,23 +135,41 @@ def test_what_is_read_and_written_follows_two_variables(root, monkeypatch):
     with pytest.raises(UserError, match='REASONNB_RECORDS: unknown value'): load_records()
 
 
-BROKEN = {'a merge': '<<<<<<< HEAD\n{"seed": 1}\n=======\n{"seed": 2}\n>>>>>>> main\n', 'empty': '', 'torn': '{"experiment": "start", "scale": "lap',
-          'a list': '[]', 'wrong type': json.dumps(dict(experiment='start', scale='laptop', seed='one', metrics={'loss': .1})), 'no text': b'\xff\xfe\x00'}
+WRONG_TYPE = dict(experiment='start', scale='laptop', seed='one', metrics={'loss': .1})
+BROKEN = {
+    'a merge': '<<<<<<< HEAD\n{"seed": 1}\n=======\n{"seed": 2}\n>>>>>>> main\n',
+    'empty': '',
+    'torn': '{"experiment": "start", "scale": "lap',
+    'a list': '[]',
+    'wrong type': json.dumps(WRONG_TYPE),
+    'no text': b'\xff\xfe\x00',
+}
 
 
 @pytest.mark.parametrize('content', BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize('side, mend', [('reference', 'restore it from git'), ('own', 'delete it and run that experiment again')])
+@pytest.mark.parametrize('side, mend', [
+    ('reference', 'restore it from git'),
+    ('own', 'delete it and run that experiment again'),
+])
 def test_a_broken_record_is_one_line_for_every_reader(root, monkeypatch, content, side, mend):
     populate()
-    monkeypatch.setattr('reasonnb.lab.sweeps.run_sweep', lambda runs, **_: {run: {'status': 'busy'} for run in runs})  # nothing is run here
+    def nothing_is_run(runs, **_): return {run: {'status': 'busy'} for run in runs}
+    monkeypatch.setattr('reasonnb.lab.sweeps.run_sweep', nothing_is_run)
     run = plan('start', 'laptop', 1)
     path = (reference(run) if side == 'reference' else run.folder)/'record.json'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as failure: read_record(path)
     line = f'reasonnb: {failure.value}\n'
-    assert line.startswith(f'reasonnb: {path}: not a readable record (') and line.endswith(f'; {mend}\n') and line.count('\n') == 1
-    for words, code in ((['show', 'start', '--scale', 'laptop'], 1), (['show', 'fast', '--scale', 'laptop'], 0), (['list'], 0),
-                        (['results', '--metric', 'loss'], 0), (['claims'], 0)):
+    assert line.startswith(f'reasonnb: {path}: not a readable record (')
+    assert line.endswith(f'; {mend}\n') and line.count('\n') == 1
+    readers = [
+        (['show', 'start', '--scale', 'laptop'], 1),
+        (['show', 'fast', '--scale', 'laptop'], 0),
+        (['list'], 0),
+        (['results', '--metric', 'loss'], 0),
+        (['claims'], 0),
+    ]
+    for words, code in readers:
         found, out, err = shell(*words)
         asked_for_another = words[:2] == ['show', 'fast']
         assert (found, err.count(line)) == (code, 0 if asked_for_another else 1), (words, err)
@@ -151,11 +192,19 @@ def test_adopt_is_the_way_to_the_reference(root):
     assert 'fast_lower' in (root/'figures'/'ledger.csv').read_text()
     code, out, err = shell('adopt')
     assert code == 0 and len(out.splitlines()) == 3 and 'start/laptop-s0/' in out
-    for reason in ('made in a notebook', 'a try with rate=0.2; name start', 'no runs of scale smoke', 'made by other code'):
+    reasons = [
+        'made in a notebook',
+        'a try with rate=0.2; name start',
+        'no runs of scale smoke',
+        'made by other code',
+    ]
+    for reason in reasons:
         assert err.count(reason) == 1, (reason, err)
-    assert len(adopt(['start'])[0]) == 1 and reference(plan('start', 'laptop', 0, 'rate=0.2')).joinpath('record.json').exists()
+    assert len(adopt(['start'])[0]) == 1
+    assert reference(plan('start', 'laptop', 0, 'rate=0.2')).joinpath('record.json').exists()
     assert [path.name for path in reference(plan('fast', 'laptop', 0)).iterdir()] == ['record.json']
-    assert {path: path.read_bytes() for path in own_folder().rglob('record.json')} == before  # nothing of one's own is moved
+    # nothing of one's own is moved
+    assert {path: path.read_bytes() for path in own_folder().rglob('record.json')} == before
     code, out, err = shell('adopt', 'fast', '--scale', 'smoke')
     assert (code, err) == (2, 'reasonnb: git keeps no runs of scale smoke; adopt runs of another scale\n')
     assert shell('adopt', 'faster')[0] == 1 and shell('adopt', 'fsat')[0] == 2
@@ -163,12 +212,16 @@ def test_adopt_is_the_way_to_the_reference(root):
 
 def test_a_report_is_on_the_runs_of_its_sweep(root, monkeypatch):
     populate()
-    tries = [write(plan('start', 'laptop', seed, change), loss) for change, values in (('rate=0.2', (.3, .4)), ('rate=0.25', (.2, .1)))
+    losses = {'rate=0.2': (.3, .4), 'rate=0.25': (.2, .1)}
+    tries = [write(plan('start', 'laptop', seed, change), loss)
+             for change, values in losses.items()
              for seed, loss in enumerate(values)]
     found, = report.report('tries', tries)  # changes only: no catalogued run enters
-    assert found.table['changes'].tolist() == ['rate=0.2', 'rate=0.25'] and found.table['own_mean'].tolist() == pytest.approx([.35, .15])
+    assert found.table['changes'].tolist() == ['rate=0.2', 'rate=0.25']
+    assert found.table['own_mean'].tolist() == pytest.approx([.35, .15])
     assert found.table['n'].tolist() == [0, 0] and found.verdicts.empty
-    assert found.table_path == own_folder()/'figures'/'toy_log'/'tries.md' and 'start rate=0.25' in found.table_path.read_text()
+    assert found.table_path == own_folder()/'figures'/'toy_log'/'tries.md'
+    assert 'start rate=0.25' in found.table_path.read_text()
     assert 'Loss: start rate=0.25 0.15, start rate=0.2 0.35' in report._finding(found.table, True)
 
     full = [plan(slug, 'laptop', seed) for slug in ('start', 'fast') for seed in range(3)]
@@ -182,26 +235,44 @@ def test_a_report_is_on_the_runs_of_its_sweep(root, monkeypatch):
     assert [part.table_path.name for part in both] == ['both-laptop.md', 'both-smoke.md']
     monkeypatch.setenv('REASONNB_WRITE', 'reference')
     found, = report.report('full', full)
-    assert found.table_path == root/'figures'/'toy_log'/'full.md' and found.table['own_mean'].tolist() == pytest.approx([.51, .11])
+    assert found.table_path == root/'figures'/'toy_log'/'full.md'
+    assert found.table['own_mean'].tolist() == pytest.approx([.51, .11])
 
 
 def test_reports_of_every_system_by_its_own_metric(tmp_path, monkeypatch):
     "One sweep of three systems and two scales, from records as their trainers write them."
-    monkeypatch.setattr(report, '_judged', lambda *_: report.pd.DataFrame())  # judged elsewhere; with all records it takes long
+    # judged elsewhere; with all records it takes long
+    monkeypatch.setattr(report, '_judged', lambda *_: report.pd.DataFrame())
     monkeypatch.delenv('REASONNB_WRITE', raising=False)
-    metrics = {'baseline': {'loss': 1., 'puzzle_accuracy': .25, 'cell_accuracy': .9}, 'lattice': {'loss': 1., 'puzzle_accuracy': 1., 'moves': 9.},
-               'equilibrium': {'loss': .3, 'accuracy': .9, 'test_accuracy': .875, 'validation_accuracy': .9}}
+    metrics = {
+        'baseline': {'loss': 1., 'puzzle_accuracy': .25, 'cell_accuracy': .9},
+        'lattice': {'loss': 1., 'puzzle_accuracy': 1., 'moves': 9.},
+        'equilibrium': {'loss': .3, 'accuracy': .9, 'test_accuracy': .875, 'validation_accuracy': .9},
+    }
     runs = []
-    for slug, scale, change in (('baseline', 'smoke', ''), ('lattice', 'smoke', ''), ('equilibrium', 'smoke', ''), ('equilibrium', 'laptop', 'lr=0.5')):
+    plans = [
+        ('baseline', 'smoke', ''),
+        ('lattice', 'smoke', ''),
+        ('equilibrium', 'smoke', ''),
+        ('equilibrium', 'laptop', 'lr=0.5'),
+    ]
+    for slug, scale, change in plans:
         run = plan(slug, scale, 0, change)
         run = replace(run, folder=tmp_path/f'{slug}-{scale}')
         runs.append(write(run, 1., metrics=metrics[slug]))
     found = {part.table_path.stem: part for part in report.report('all', runs, out=tmp_path)}
     assert list(found) == ['all-looped-smoke', 'all-lattice-smoke', 'all-equilibrium-smoke', 'all-equilibrium-laptop']
     said = {name: (part.table['metric'].iloc[0], part.table['own_mean'].iloc[0]) for name, part in found.items()}
-    assert list(said.values()) == [('puzzle_accuracy', .25), ('puzzle_accuracy', 1.), ('test_accuracy', .875), ('test_accuracy', .875)]
+    assert list(said.values()) == [
+        ('puzzle_accuracy', .25),
+        ('puzzle_accuracy', 1.),
+        ('test_accuracy', .875),
+        ('test_accuracy', .875),
+    ]
     assert found['all-equilibrium-laptop'].table['changes'].tolist() == ['lr=0.5']
-    for part in found.values(): assert 'boards' not in part.table_path.read_text() and part.figure_path.stat().st_size > 1000
+    for part in found.values():
+        assert 'boards' not in part.table_path.read_text()
+        assert part.figure_path.stat().st_size > 1000
 
 
 def test_figures_and_measurements_of_a_reader_go_beside_their_runs(root, tmp_path):
@@ -210,7 +281,8 @@ def test_figures_and_measurements_of_a_reader_go_beside_their_runs(root, tmp_pat
     from reasonnb.lab.figures import save
     fig, _ = plt.subplots()
     plt.close(fig)
-    assert save(fig, 'toy_log/a.svg') == own_folder()/'figures'/'toy_log'/'a.svg' and save(fig, tmp_path/'b.svg') == tmp_path/'b.svg'
+    assert save(fig, 'toy_log/a.svg') == own_folder()/'figures'/'toy_log'/'a.svg'
+    assert save(fig, tmp_path/'b.svg') == tmp_path/'b.svg'
     assert write_ledger() == own_folder()/'figures'/'ledger.csv' and not (root/'figures').exists()
 
 
@@ -230,7 +302,9 @@ def shell(*words):
     said = CliRunner().invoke(app, list(words))
     assert said.exit_code == 0, (words, said.stdout, said.stderr)
     return said.stdout
-def numbers(): return shell('claims', '--log', 'equilibrium', '--records', 'reference', '--json'), load_records()['record'].tolist()
+def numbers():
+    judged = shell('claims', '--log', 'equilibrium', '--records', 'reference', '--json')
+    return judged, load_records()['record'].tolist()
 before = numbers()
 report = shell('sweep', sys.argv[1], '--report', '--slots', '1')
 assert 'test accuracy, %' in report and 'papermill_runs/own/figures/equilibrium/small.svg' in report, report
@@ -256,6 +330,7 @@ def test_a_sweep_in_a_clone_leaves_it_clean(tmp_path):
     subprocess.run([*git, 'commit', '-qm', 'all'], cwd=clone, check=True)
     (tmp_path/'small.yaml').write_text('experiments: [eq_ref_no_dropout]\n')
     env = {name: value for name, value in os.environ.items() if not name.startswith('REASONNB')}
-    done = subprocess.run([sys.executable, '-c', CLONE, str(tmp_path/'small.yaml')], cwd=clone, text=True, capture_output=True,
-                          env=env | {'PYTHONPATH': str(clone), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'})
+    env |= {'PYTHONPATH': str(clone), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+    command = [sys.executable, '-c', CLONE, str(tmp_path/'small.yaml')]
+    done = subprocess.run(command, cwd=clone, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""Which code, which root: a command must not plan with one package and train with another. And what it needs to start at all."""
+"""Which code, which root: a command must not plan with one package and train with another.
+
+And what it needs to start at all.
+"""
 import os, re, shutil, subprocess, sys
 from pathlib import Path
 
@@ -26,7 +29,16 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
-@pytest.mark.parametrize('words', ['list', 'show start', 'run start', 'sweep nbs/jobs/sweeps/both.yaml', 'results', 'claims', 'docs', f'solve {LINE}'])
+@pytest.mark.parametrize('words', [
+    'list',
+    'show start',
+    'run start',
+    'sweep nbs/jobs/sweeps/both.yaml',
+    'results',
+    'claims',
+    'docs',
+    f'solve {LINE}',
+])
 @pytest.mark.parametrize('named', [False, True], ids=['inside', 'named'])
 def test_a_root_with_other_code_is_refused(clone, words, named, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path if named else clone / 'nbs' / 'jobs')
@@ -35,7 +47,8 @@ def test_a_root_with_other_code_is_refused(clone, words, named, monkeypatch, tmp
     before = files(tmp_path)
     done = CliRunner().invoke(app, words.split())
     assert done.exit_code == 2 and done.stdout == '' and done.stderr.count('\n') == 1, done.output
-    assert f'runs the code of {REPO}' in done.stderr and f'use {clone}/.venv/bin/reasonnb' in done.stderr and f'cd {REPO}' in done.stderr
+    assert f'runs the code of {REPO}' in done.stderr
+    assert f'use {clone}/.venv/bin/reasonnb' in done.stderr and f'cd {REPO}' in done.stderr
     assert files(tmp_path) == before
 
 
@@ -48,29 +61,37 @@ def test_a_link_to_the_same_code_is_the_same(tmp_path, monkeypatch):
 
 def test_home_is_expanded_in_every_variable(tmp_path, monkeypatch):
     make_root(tmp_path / 'root')
-    for name, value in dict(HOME=tmp_path, REASONNB_ROOT='~/root', REASONNB_DATA='~/sets').items(): monkeypatch.setenv(name, str(value))
-    assert paths.repository() == (tmp_path / 'root').resolve() and paths.data_folders()[0] == (tmp_path / 'sets').resolve()
+    values = dict(HOME=tmp_path, REASONNB_ROOT='~/root', REASONNB_DATA='~/sets')
+    for name, value in values.items(): monkeypatch.setenv(name, str(value))
+    assert paths.repository() == (tmp_path / 'root').resolve()
+    assert paths.data_folders()[0] == (tmp_path / 'sets').resolve()
     assert paths.data_folders('~/mine') == [tmp_path / 'mine']
 
 
 def test_the_kernel_imports_the_code_that_planned(tmp_path):
-    "A checkout that is not installed, started in its own folder, with a root elsewhere: its job must not fall back on what is installed."
+    """A checkout that is not installed, started in its own folder, with a root elsewhere.
+
+    Its job must not fall back on what is installed.
+    """
     mine, root = tmp_path / 'mine', make_root(tmp_path / 'root')
     shutil.copytree(REPO / 'reasonnb', mine / 'reasonnb', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(REPO / 'settings.ini', mine)
     (mine / 'nbs').mkdir()
     job = root / 'nbs' / 'jobs' / 'toy.ipynb'
-    job.write_text(job.read_text().replace('import os, tempfile', 'import os, tempfile, reasonnb\\nprint(\'code\', reasonnb.__file__)'))
+    imports, saying_whose = 'import os, tempfile', 'import os, tempfile, reasonnb\\nprint(\'code\', reasonnb.__file__)'
+    job.write_text(job.read_text().replace(imports, saying_whose))
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     env |= {'REASONNB_ROOT': os.path.relpath(root, mine), 'REASONNB_SYSTEMS': 'toy_system', 'PYTHONPATH': str(root)}
-    done = subprocess.run([sys.executable, '-m', 'reasonnb', 'run', 'start'], cwd=mine, env=env, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'reasonnb', 'run', 'start']
+    done = subprocess.run(command, cwd=mine, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     notebook = next(root.rglob('run.ipynb')).read_text()
     assert f"code {mine.resolve()}/reasonnb/__init__.py" in notebook
 
 
 def test_one_decorator_compiles():
-    found = [path.name for path in (REPO / 'reasonnb').rglob('*.py') if re.search(r'\b(n?jit|n?vectorize|guvectorize|cfunc|stencil)\b', path.read_text())]
+    decorators = re.compile(r'\b(n?jit|n?vectorize|guvectorize|cfunc|stencil)\b')
+    found = [path.name for path in (REPO / 'reasonnb').rglob('*.py') if decorators.search(path.read_text())]
     assert found == ['compiled.py']
 
 
@@ -87,9 +108,11 @@ app(['solve', '{line}'])
 def test_a_read_only_install_without_a_home_works(tmp_path):
     if os.name != 'posix' or os.geteuid(): pytest.skip('needs root, for a read-only mount of its own')
     script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && cd / && exec "$2" -c "$3"'
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('NUMBA', 'XDG', 'REASONNB'))} | {'HOME': '/proc/nohome', 'PYTHONPATH': str(REPO)}
-    done = subprocess.run(['unshare', '-m', 'sh', '-c', script, 'sh', str(REPO), sys.executable, READ_ONLY.replace('{line}', LINE)],
-                          env=env, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('NUMBA', 'XDG', 'REASONNB'))}
+    env |= {'HOME': '/proc/nohome', 'PYTHONPATH': str(REPO)}
+    code = READ_ONLY.replace('{line}', LINE)
+    command = ['unshare', '-m', 'sh', '-c', script, 'sh', str(REPO), sys.executable, code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if 'unshare' in done.stderr or 'mount' in done.stderr: pytest.skip(f'no mount of its own: {done.stderr.strip()}')
     said = done.stdout.splitlines()
     assert said and said[0] == 'NullCache 0x5692161d100b05e5 NullCache', done.stderr  # the finaliser of splitmix64 at 1

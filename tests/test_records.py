@@ -8,16 +8,45 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from reasonnb.core.config import Config, UserError, parse_overrides
-from reasonnb.core.records import RunFolder, append_jsonl, atomic, make_record, plain, read_json, read_jsonl, thin_curve, to_json, write_json
+from reasonnb.core.records import (
+    RunFolder,
+    append_jsonl,
+    atomic,
+    make_record,
+    plain,
+    read_json,
+    read_jsonl,
+    thin_curve,
+    to_json,
+    write_json,
+)
 from reasonnb.core.schedules import lr_at
 
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-10**12, 10**12)
 row_lists = st.lists(st.fixed_dictionaries({"step": st.integers(0, 10**6), "loss": numbers}), max_size=5)
+
+
+def config_of(steps, warm, decay, schedule, **rest):
+    "Warmup and decay as shares of the steps that there are for them."
+    warmup = int(warm * (steps - 1))
+    left = steps - warmup
+    decay_steps = max(1, int(decay * left)) if schedule == "wsd" else 0
+    return Config(steps=steps, warmup=warmup, schedule=schedule, decay=decay_steps, **rest)
+
+
 configs = st.builds(
-    lambda steps, warm, decay, schedule, **rest: Config(
-        steps=steps, warmup=int(warm * (steps - 1)), schedule=schedule, decay=max(1, int(decay * (steps - int(warm * (steps - 1))))) if schedule == "wsd" else 0, **rest),
-    steps=st.integers(1, 500), warm=st.floats(0, 1), decay=st.floats(0, 1), schedule=st.sampled_from(["constant", "cosine", "wsd"]),
-    lr=st.floats(1e-6, 1.0), lr_floor=st.floats(0, 1), decay_shape=st.sampled_from(["cosine", "sqrt"]), seed=st.integers(0, 99))
+    config_of,
+    steps=st.integers(1, 500),
+    warm=st.floats(0, 1),
+    decay=st.floats(0, 1),
+    schedule=st.sampled_from(["constant", "cosine", "wsd"]),
+    lr=st.floats(1e-6, 1.0),
+    lr_floor=st.floats(0, 1),
+    decay_shape=st.sampled_from(["cosine", "sqrt"]),
+    seed=st.integers(0, 99),
+)
+leaves = st.none() | st.booleans() | numbers | st.text()
+values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,7 +62,7 @@ def test_rows_survive_a_tear_at_any_byte(tmp_path_factory, rows, cut):
 
 
 @settings(max_examples=100, deadline=None)
-@given(value=st.recursive(st.none() | st.booleans() | numbers | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=20))
+@given(value=values)
 def test_what_is_written_is_strict_json_and_comes_back(value):
     def refuse(name): raise AssertionError(f"{name} is not JSON")
     assert json.loads(to_json(value), parse_constant=refuse) == plain(value)
@@ -59,7 +88,8 @@ def test_record_stays_small_whatever_is_logged(steps, terms):
 @given(config=configs)
 def test_config_survives_json_and_the_command_line(config):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    typed = " ".join(f"{k}='{' '.join(map(str, v)) if isinstance(v, tuple) else v}'" for k, v in dataclasses.asdict(config).items())
+    def text_of(value): return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    typed = " ".join(f"{name}='{text_of(value)}'" for name, value in dataclasses.asdict(config).items())
     again = Config().replace(**parse_overrides(typed))
     assert again == config and again.id == config.id
 
@@ -78,7 +108,15 @@ def test_schedule_warms_up_never_exceeds_the_peak_and_never_rises_again(config):
 
 def test_record_is_one_line_per_key_and_row(tmp_path):
     write_json(tmp_path / "record.json", {"metrics": {"a": 1.0}, "curve": [{"step": 1}, {"step": 2}]})
-    assert (tmp_path / "record.json").read_text().splitlines() == ["{", ' "metrics": {"a": 1.0},', ' "curve": [', '  {"step": 1},', '  {"step": 2}', " ]", "}"]
+    assert (tmp_path / "record.json").read_text().splitlines() == [
+        '{',
+        ' "metrics": {"a": 1.0},',
+        ' "curve": [',
+        '  {"step": 1},',
+        '  {"step": 2}',
+        ' ]',
+        '}',
+    ]
 
 
 def test_readers_never_see_half_a_file(tmp_path):
@@ -107,7 +145,12 @@ def test_two_writers_do_not_mix(tmp_path):
 
 def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    for action in (lambda: write_json(tmp_path / "file" / "x.json", {}), lambda: append_jsonl(tmp_path / "nowhere" / "m.jsonl", {}), lambda: RunFolder(tmp_path / "file")):
+    actions = [
+        lambda: write_json(tmp_path / "file" / "x.json", {}),
+        lambda: append_jsonl(tmp_path / "nowhere" / "m.jsonl", {}),
+        lambda: RunFolder(tmp_path / "file"),
+    ]
+    for action in actions:
         with pytest.raises(UserError) as failure: action()
         assert "\n" not in str(failure.value) and "cannot" in str(failure.value)
 

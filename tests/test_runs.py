@@ -33,7 +33,8 @@ def test_id_depends_on_code_and_parameters_not_on_prose(root):
         module.write_text(text)
         job.write_text(cells)
     assert plan('fast', seed=10).id == first != plan('fast', seed=11).id != plan('faster', seed=11).id
-    files = [path.relative_to(REPO).as_posix() for path in runs.sources(plan('fast').system) if path.is_relative_to(REPO)]
+    sources = runs.sources(plan('fast').system)
+    files = [path.relative_to(REPO).as_posix() for path in sources if path.is_relative_to(REPO)]
     assert 'reasonnb/core/config.py' in files and not any('lab/' in name for name in files)
 
 
@@ -69,7 +70,8 @@ def test_success_is_judged_by_record_not_by_the_notebook(monkeypatch):
     planned = {trouble: plan('fast', seed=20, overrides={'trouble': trouble}) for trouble in troubles}
     run_sweep(planned.values(), slots=2)
     found = {trouble: status(run) for trouble, run in planned.items()}
-    assert {trouble: one['status'] for trouble, one in found.items()} == {'': 'ok', 'error': 'failed', 'kill': 'killed', 'wrong_id': 'failed'}
+    expected = {'': 'ok', 'error': 'failed', 'kill': 'killed', 'wrong_id': 'failed'}
+    assert {trouble: one['status'] for trouble, one in found.items()} == expected
     assert found['error']['error'] == 'ValueError: the toy broke'
     assert 'the kernel was killed' in found['kill']['error']
     assert 'without a record' in found['wrong_id']['error']
@@ -96,7 +98,8 @@ def test_changed_code_starts_anew_and_the_old_record_stays_until_then(root):
     try:
         module.write_text(text.replace("if step == 3 and config.trouble == 'error'", 'if step == 4'))
         assert not finished(plan('start', seed=30))
-        assert 'the code has changed since this run was planned' in execute(late)['error'] and not late.unfinished.exists()
+        assert 'the code has changed since this run was planned' in execute(late)['error']
+        assert not late.unfinished.exists()
         assert execute(plan('start', seed=30))['status'] == 'failed'
         assert record(run) == old and (run.unfinished/'checkpoint.pt').exists()
         module.write_text(text + '\nprint("more code")\n')
@@ -132,20 +135,23 @@ def test_full_disk_fails_in_one_line_and_goes_on_when_there_is_room():
 def test_full_disk_of_the_driver(root):
     run = plan('start', seed=51)
     run.folder.mkdir(parents=True)
-    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', run.folder], capture_output=True).returncode == 0
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', run.folder]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
     if not mounted: pytest.skip('mounting a small disk needs root')
     try:
         (run.folder/'status.json').write_text('{"status": "killed", "id": "x"}')
         try: (run.folder/'filler').write_bytes(b'x' * 10**6)
         except OSError: pass
         found = execute(run)
-        assert found['status'] == 'failed' and 'No space left on device' in found['error'] and str(run.folder) in found['error']
+        assert found['status'] == 'failed'
+        assert 'No space left on device' in found['error'] and str(run.folder) in found['error']
         assert status(run) == {'status': 'killed', 'id': 'x'}
     finally: subprocess.run(['umount', run.folder], check=True)
 
 
 def test_a_kernel_that_does_not_start_is_tried_twice(monkeypatch):
-    answers = [{'status': 'no kernel', 'error': 'no'}, {'status': 'failed', 'error': 'other'}, *[{'status': 'no kernel', 'error': 'no'}] * 2]
+    no_kernel = {'status': 'no kernel', 'error': 'no'}
+    answers = [no_kernel, {'status': 'failed', 'error': 'other'}, no_kernel.copy(), no_kernel.copy()]
     monkeypatch.setattr(runs, '_attempt', lambda *_: answers.pop(0))
     assert execute(plan('start', seed=60))['error'] == 'other'
     assert execute(plan('start', seed=60))['status'] == 'failed' and not answers
@@ -200,10 +206,18 @@ def test_the_machine_does_not_decide_what_runs(root, tmp_path, monkeypatch):
     foreign = json.dumps({'argv': ['/bin/false', '{connection_file}'], 'display_name': 'foreign', 'language': 'python'})
     place('jupyter', 'kernels', 'python3', 'kernel.json', text=foreign)
     place('ipython', 'profile_default', 'startup', '00.py', text=leave_mark)
-    place('ipython', 'profile_default', 'ipython_kernel_config.py', text='c.InteractiveShellApp.exec_lines = ["import os; os._exit(3)"]')
+    leave = 'c.InteractiveShellApp.exec_lines = ["import os; os._exit(3)"]'
+    place('ipython', 'profile_default', 'ipython_kernel_config.py', text=leave)
     long = place('scratch', *['a_folder_of_a_project_with_a_long_name'] * 4, 'x', text='').parent
-    values = {'JUPYTER_PATH': tmp_path/'jupyter', 'JUPYTER_DATA_DIR': tmp_path/'jupyter', 'JUPYTER_RUNTIME_DIR': '/proc/none', 'TMPDIR': long,
-              'IPYTHONDIR': tmp_path/'ipython', 'PYTHONSTARTUP': place('start.py', text=leave_mark), 'HOME': '/proc/none'}
+    values = {
+        'JUPYTER_PATH': tmp_path/'jupyter',
+        'JUPYTER_DATA_DIR': tmp_path/'jupyter',
+        'JUPYTER_RUNTIME_DIR': '/proc/none',
+        'TMPDIR': long,
+        'IPYTHONDIR': tmp_path/'ipython',
+        'PYTHONSTARTUP': place('start.py', text=leave_mark),
+        'HOME': '/proc/none',
+    }
     for name, value in values.items(): monkeypatch.setenv(name, str(value))
     found = execute(run)
     assert found['status'] == 'ok', found
@@ -214,13 +228,19 @@ def test_a_kernel_that_cannot_start_says_why(tmp_path, monkeypatch):
     (tmp_path/'ipykernel.py').write_text('raise ImportError("no zmq for this Python")')
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{os.environ["PYTHONPATH"]}')
     found = execute(plan('start', seed=111))
-    assert (found['status'], found['error']) == ('failed', 'the kernel did not start: ImportError: no zmq for this Python')
+    assert found['status'] == 'failed'
+    assert found['error'] == 'the kernel did not start: ImportError: no zmq for this Python'
 
 
 def test_values_are_checked_before_anything_starts(monkeypatch):
-    for words, message in [(dict(seed=-1), 'seed=-1: must not be negative'), (dict(seed=2**32), 'seed=4294967296: must be at most 4294967295'),
-                           (dict(seed=True), 'seed=True: expected int'), (dict(overrides='device=gpu'), "device='gpu': expected one of 'auto'"),
-                           (dict(overrides={'data': ' blank in front'}), 'cannot be written as text')]:
+    refused = [
+        (dict(seed=-1), 'seed=-1: must not be negative'),
+        (dict(seed=2**32), 'seed=4294967296: must be at most 4294967295'),
+        (dict(seed=True), 'seed=True: expected int'),
+        (dict(overrides='device=gpu'), "device='gpu': expected one of 'auto'"),
+        (dict(overrides={'data': ' blank in front'}), 'cannot be written as text'),
+    ]
+    for words, message in refused:
         with pytest.raises(UserError) as caught: plan('start', **words)
         assert message in str(caught.value)
     for name in ('cuda', 'mps'):

@@ -1,4 +1,4 @@
-"The docs site: every notebook has a page, every link leads somewhere, nothing is fetched from elsewhere, and it opens in a browser."
+"The docs site: every notebook has a page, links lead somewhere, nothing is fetched from elsewhere, a browser opens it."
 import base64
 import functools
 import http.server
@@ -31,7 +31,8 @@ def notebook(*cells):
     return json.dumps(dict(cells=[cell(i, c) for i, c in enumerate(cells)], metadata={}, nbformat=4, nbformat_minor=5))
 
 
-def shown(**data): return dict(output_type='display_data', metadata={}, data={k.replace('_', '/'): v for k, v in data.items()})
+def shown(**data):
+    return dict(output_type='display_data', metadata={}, data={k.replace('_', '/'): v for k, v in data.items()})
 
 
 def picture():
@@ -42,11 +43,17 @@ def picture():
 
 def example():
     wide = pd.DataFrame({f'a rather wide column {i}': [i, 2*i] for i in range(12)})
-    return notebook('# Example\n> A page with one of everything.',
-                    '## Question\nDoes $\\hat y^{(t)}$ help?\n\n$$\\mathcal{L} = -\\frac{1}{T}\\sum_{t=1}^T \\log p(y \\mid \\hat y^{(t)})$$\n\n'
-                    'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) and [the claims](../../../data/logs/claims.csv).',
-                    ('plot()', [shown(image_png=picture())]), ('wide', [shown(text_html=wide.to_html(), text_plain='wide')]),
-                    ('print(1)', [dict(output_type='stream', name='stdout', text='50%\r100%\nprinted\n')]))
+    question = ('## Question\nDoes $\\hat y^{(t)}$ help?\n\n'
+                '$$\\mathcal{L} = -\\frac{1}{T}\\sum_{t=1}^T \\log p(y \\mid \\hat y^{(t)})$$\n\n'
+                'See `lr_at`, [the schedules](../../core/01_schedules.ipynb) '
+                'and [the claims](../../../data/logs/claims.csv).')
+    return notebook(
+        '# Example\n> A page with one of everything.',
+        question,
+        ('plot()', [shown(image_png=picture())]),
+        ('wide', [shown(text_html=wide.to_html(), text_plain='wide')]),
+        ('print(1)', [dict(output_type='stream', name='stdout', text='50%\r100%\nprinted\n')]),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +61,8 @@ def repo(tmp_path_factory):
     "A copy of what the site is made from, with an example narrative more."
     copy = tmp_path_factory.mktemp('repo')
     for name in ('settings.ini', 'mkdocs.yml'): shutil.copy(ROOT/name, copy)
-    for name in ('nbs', 'figures', 'data/logs'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('.*'))
+    no_hidden_files = shutil.ignore_patterns('.*')
+    for name in ('nbs', 'figures', 'data/logs'): shutil.copytree(ROOT/name, copy/name, ignore=no_hidden_files)
     for file in ROOT.glob('*.md'): shutil.copy(file, copy)
     (copy/f'nbs/{NARRATIVE}.ipynb').parent.mkdir(parents=True, exist_ok=True)
     (copy/f'nbs/{NARRATIVE}.ipynb').write_text(example())
@@ -111,7 +119,8 @@ def test_no_link_is_dead(built, pages):
 
 def test_nothing_is_fetched_from_elsewhere(built, pages):
     assert not [(name, a) for name, page in pages.items() for a in page.assets if urlsplit(a).netloc]
-    for style in built.rglob('*.css'): assert not re.search(r'(url\(|@import)\s*["\']?(https?:)?//', style.read_text()), style
+    from_elsewhere = re.compile(r'(url\(|@import)\s*["\']?(https?:)?//')
+    for style in built.rglob('*.css'): assert not from_elsewhere.search(style.read_text()), style
 
 
 def test_links_to_symbols_and_files(built, pages):
@@ -133,7 +142,8 @@ def test_the_readme_is_in_step(repo, monkeypatch):
     monkeypatch.setenv('REASONNB_ROOT', str(repo))
     assert site.readme('made.md').read_text() == (ROOT/'README.md').read_text()
     text = (repo/'made.md').read_text()
-    local = [to for to in re.findall(r'\]\(([^)\s#]+)', text) + re.findall(r'(?:src|href)="([^"#]+)"', text) if not re.match(r'\w+:', to)]
+    links = re.findall(r'\]\(([^)\s#]+)', text) + re.findall(r'(?:src|href)="([^"#]+)"', text)
+    local = [to for to in links if not re.match(r'\w+:', to)]
     assert not [to for to in local if not (ROOT/to).exists()]
 
 
@@ -206,7 +216,8 @@ def tab(request, chromium, built):
     page.set_default_timeout(15_000)
     page.on('console', lambda m: wrong.append(m.text) if m.type in ('error', 'warning') else None)
     page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('request', lambda r: None if r.url.startswith((base, 'data:', 'blob:', 'about:')) else wrong.append(f'elsewhere: {r.url}'))
+    here = (base, 'data:', 'blob:', 'about:')
+    page.on('request', lambda r: None if r.url.startswith(here) else wrong.append(f'elsewhere: {r.url}'))
     page.on('response', lambda r: wrong.append(f'{r.status} {r.url}') if r.status >= 400 else None)
     page.on('requestfailed', lambda r: wrong.append(f'failed: {r.url}'))
     page.base = base
@@ -219,7 +230,8 @@ def tab(request, chromium, built):
 def test_a_narrative_in_the_browser(tab):
     tab.goto(f'{tab.base}/{PAGE}')
     assert tab.title().startswith('Example')
-    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50) && document.images.length") >= 1
+    all_loaded = '[...document.images].every(i => i.complete && i.naturalWidth > 50)'
+    assert tab.evaluate(f'{all_loaded} && document.images.length') >= 1
     assert tab.locator('article .output table td').count() == 24
     fraction, line = (tab.locator(s).first.bounding_box() for s in ('.formula mfrac', 'article p'))
     assert fraction['height'] > 25 and fraction['height'] > fraction['width']  # stacked, not in a row
@@ -227,7 +239,8 @@ def test_a_narrative_in_the_browser(tab):
     assert tab.locator('article', has_text='printed').count() and not tab.locator('article', has_text='50%').count()
     tab.get_by_role('link', name='the schedules').click()
     tab.wait_for_url('**/core/schedules.html')
-    for section in ('Start', 'Logs', 'Core', 'Lab', 'Sudoku'): assert tab.locator('.md-nav--primary', has_text=section).count()
+    for section in ('Start', 'Logs', 'Core', 'Lab', 'Sudoku'):
+        assert tab.locator('.md-nav--primary', has_text=section).count()
     assert tab.locator('.md-sidebar--secondary a', has_text='lr_at').is_visible()
 
 

@@ -67,7 +67,8 @@ def test_finished_runs_are_skipped_and_failed_ones_retried(root):
     runs, lines = plan_sweep(['fast', 'twin'], seeds=[100], overrides=['', 'trouble=kill']).runs, []
     def sweep():
         lines.clear()
-        return [found['status'] for found in map(run_sweep(runs, slots=2, say=lambda line, lasting: lines.append(line), every=0.2).get, runs)]
+        found = run_sweep(runs, slots=2, say=lambda line, lasting: lines.append(line), every=0.2)
+        return [found[run]['status'] for run in runs]
     assert len(runs) == 2  # the twin is not run twice
     assert sweep() == ['ok', 'killed']
     assert any('/5 loss ' in line or line.endswith(' starting') for line in lines)
@@ -110,7 +111,8 @@ def test_the_printed_command_is_the_run(root, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', os.path.dirname(sys.executable), prepend=os.pathsep)
     (root/"it's a file.csv").write_text('1')
     run = plan('fast', seed=300, overrides={'steps': 4, 'data': f"{root}/it's a file.csv"})
-    done = subprocess.run(shell_command(run), shell=True, cwd=tmp_path, capture_output=True, text=True)  # a queue starts it anywhere
+    # a queue starts it anywhere
+    done = subprocess.run(shell_command(run), shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = json.loads((run.folder/'record.json').read_text())
     assert record['id'] == run.id and record['steps'] == 4 and record['seed'] == 300 and not run.unfinished.exists()
@@ -134,7 +136,13 @@ def test_ray_gives_each_run_a_gpu(root, monkeypatch):
     monkeypatch.setenv('RAY_ADDRESS', 'local')
     monkeypatch.setenv('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
     try:
-        ray.init(num_gpus=2, num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={'env_vars': environment(root)})
+        ray.init(
+            num_gpus=2,
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={'env_vars': environment(root)},
+        )
         runs = plan_sweep(['start'], seeds=[500, 501], overrides=['pause=0.5']).runs
         assert [found['status'] for found in run_sweep(runs).values()] == ['ok', 'ok']
         assert {(run.folder/'run.log').read_text().split('gpu ')[1][0] for run in runs} == {'0', '1'}

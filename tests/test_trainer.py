@@ -32,7 +32,9 @@ def ignore_interrupts():
 
 
 def start(*args, **options):
-    return subprocess.Popen([sys.executable, *map(str, args)], cwd=HERE, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    command = [sys.executable, *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=HERE, env=ENV, stdout=pipe, stderr=pipe, text=True, **options)
 
 
 def weights(path):
@@ -40,11 +42,13 @@ def weights(path):
     return torch.cat([tensor.flatten().double() for tensor in state.values()])
 
 
-STEPS = sorted(random.sample(range(1, 120), 4))  # an attempt goes on from the last checkpoint, so it still passes a later step
+# an attempt goes on from the last checkpoint, so it still passes a later step
+STEPS = sorted(random.sample(range(1, 120), 4))
+FILES = [f"file:{place}" for place in (1, -1, 2, -2, 3, -3, 5, -5)]
 SCENARIOS = {  # name -> overrides, moments, least number of kills that makes it a test
     "random steps": ("", [f"step:{step}" for step in STEPS], 4),
     "every kind of state": (ALL_STATE, ["step:7", "step:33", "step:101"], 3),
-    "around every write": ("checkpoint_every=15", ["file:1", "file:-1", "file:2", "file:-2", "file:3", "file:-3", "file:5", "file:-5"], 7),
+    "around every write": ("checkpoint_every=15", FILES, 7),
     "random moments": ("steps=400", [f"time:{random.uniform(0.05, 1.0):.3f}" for _ in range(3)], 0),
 }
 
@@ -54,7 +58,8 @@ def killed(tmp_path_factory):
     "All scenarios, in one process that imports torch once: folder and number of kills of each."
     root = tmp_path_factory.mktemp("killed")
     process = start("killed_run.py", stdin=subprocess.PIPE)
-    out, err = process.communicate(json.dumps({str(root / name): [overrides, *moments] for name, (overrides, moments, _) in SCENARIOS.items()}), timeout=240)
+    todo = {str(root / name): [overrides, *moments] for name, (overrides, moments, _) in SCENARIOS.items()}
+    out, err = process.communicate(json.dumps(todo), timeout=240)
     assert process.returncode == 0, err
     return {Path(folder).name: (Path(folder), kills) for folder, kills in json.loads(out).items()}
 
@@ -70,7 +75,12 @@ def test_killed_run_ends_with_the_same_bits(name, killed, tmp_path):
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("number, before", [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGINT, ignore_interrupts), (signal.SIGTERM, ignore_interrupts)])
+@pytest.mark.parametrize("number, before", [
+    (signal.SIGINT, None),
+    (signal.SIGTERM, None),
+    (signal.SIGINT, ignore_interrupts),
+    (signal.SIGTERM, ignore_interrupts),
+])
 def test_told_to_stop_saves_this_very_step(tmp_path, number, before):
     overrides = "steps=20000 eval_every=0"
     process = start("toy_task.py", tmp_path / "run", *overrides.split(), preexec_fn=before)
@@ -82,15 +92,17 @@ def test_told_to_stop_saves_this_very_step(tmp_path, number, before):
     assert process.returncode == -number, err
     state = folder.load(folder.checkpoint)
     assert 0 < state["now"]["step"] < 20000 and not folder.record.exists()
-    assert f"stopped after update {state['now']['step']} of 20000, which is saved in {folder.path}" in err.splitlines()[-1]
+    said = f"stopped after update {state['now']['step']} of 20000, which is saved in {folder.path}"
+    assert said in err.splitlines()[-1]
     # rows up to the checkpoint are all there, none after it
     assert 0 <= state["now"]["step"] - folder.rows()[-1]["step"] < 100
 
 
 def test_stopped_in_process_resumes_to_the_same_bits(tmp_path):
     whole = train(tmp_path / "whole", "")
+    def interrupt(step, terms): return signal.raise_signal(signal.SIGINT) if step == 33 else None
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run", "", on_step=lambda step, terms: signal.raise_signal(signal.SIGINT) if step == 33 else None)
+        train(tmp_path / "run", "", on_step=interrupt)
     assert RunFolder(tmp_path / "run").load(tmp_path / "run" / "checkpoint.pt")["now"]["step"] == 33
     assert same(train(tmp_path / "run", ""), whole)
 
@@ -120,7 +132,8 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, writes):
 def test_really_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     try:
         ballast = disk / "ballast"
@@ -174,7 +187,8 @@ def test_best_checkpoint_has_the_averaged_weights_of_its_step(tmp_path):
     record = train(tmp_path / "run", "ema=0.9 best_metric=norm best_mode=max")
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     assert best["step"] == record["best"]["step"]
-    assert best["model"]["0.weight"].norm().item() == record["best"]["value"] == max(r["norm"] for r in RunFolder(tmp_path / "run").rows() if r["kind"] == "eval")
+    norms = [row["norm"] for row in RunFolder(tmp_path / "run").rows() if row["kind"] == "eval"]
+    assert best["model"]["0.weight"].norm().item() == record["best"]["value"] == max(norms)
 
 
 def test_second_process_in_a_folder_is_refused(tmp_path):
@@ -182,7 +196,8 @@ def test_second_process_in_a_folder_is_refused(tmp_path):
     try:
         deadline = time.time() + 60
         while not RunFolder(tmp_path / "run").rows() and time.time() < deadline: time.sleep(0.02)
-        with pytest.raises(UserError, match="another process is training"): train(tmp_path / "run", "steps=100000 eval_every=0")
+        with pytest.raises(UserError, match="another process is training"):
+            train(tmp_path / "run", "steps=100000 eval_every=0")
     finally:
         process.kill()
         process.communicate()
@@ -215,6 +230,8 @@ def test_wandb_mirror_offline_changes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_model_learns_the_same(tmp_path):
-    plain, compiled = train(tmp_path / "a", "steps=10 dropout=0.0"), train(tmp_path / "b", "steps=10 dropout=0.0 compile=true")
+    plain = train(tmp_path / "a", "steps=10 dropout=0.0")
+    compiled = train(tmp_path / "b", "steps=10 dropout=0.0 compile=true")
     assert compiled["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-4)
-    assert set(torch.load(tmp_path / "b" / "best.pt", weights_only=True)["model"]) == set(torch.load(tmp_path / "a" / "best.pt", weights_only=True)["model"])
+    names = [set(torch.load(tmp_path / run / "best.pt", weights_only=True)["model"]) for run in ("b", "a")]
+    assert names[0] == names[1]

@@ -35,29 +35,55 @@ class ToyConfig(Config):
 def fit(config, run_dir, log='', experiment='', scale='', run_id=''):
     "Descend, with a checkpoint at each step; a checkpoint in the folder is continued."
     folder = Path(run_dir)
-    if config.data and not Path(config.data).exists(): raise UserError(f"no data file {config.data}; generate it or set data=")
+    if config.data and not Path(config.data).exists():
+        raise UserError(f"no data file {config.data}; generate it or set data=")
     saved = folder / 'checkpoint.pt'
     step, x = json.loads(saved.read_text()) if saved.exists() else (0, 1.0 + config.seed)
     start = step
     while step < config.steps:
         step, x = step + 1, x - config.rate * 2 * x
         time.sleep(config.pause)
-        with open(folder / 'metrics.jsonl', 'a') as file: file.write(json.dumps({'step': step, 'kind': 'train', 'loss': x * x}) + '\\n')
+        row = {'step': step, 'kind': 'train', 'loss': x * x}
+        with open(folder / 'metrics.jsonl', 'a') as file: file.write(json.dumps(row) + '\\n')
         part = folder / 'checkpoint.tmp'
         part.write_text(json.dumps([step, x]))
         os.replace(part, saved)
         if step == 3 and config.trouble == 'error': raise ValueError('the toy broke\\nand says more')
-        if step == 3 and (config.trouble == 'always_kill' or config.trouble == 'kill' and start == 0): os.kill(os.getpid(), signal.SIGKILL)
+        killed = config.trouble == 'always_kill' or config.trouble == 'kill' and start == 0
+        if step == 3 and killed: os.kill(os.getpid(), signal.SIGKILL)
     bad = config.trouble == 'diverge'
-    record = dict(id='f' * 12 if config.trouble == 'wrong_id' else run_id or config.id, log=log, experiment=experiment, scale=scale, seed=config.seed,
-                  config=config.to_dict(), metrics={'loss': x * x} | ({'diverged': 1.0} if bad else {}), best={}, curve=[], params=1, data='none', protocol='none', flop_per_item=4,
-                  versions={}, device='cpu', seconds=0.1, steps=step, start=start, finished='2026-01-01T00:00:00+00:00')
+    record = dict(
+        id='f' * 12 if config.trouble == 'wrong_id' else run_id or config.id,
+        log=log,
+        experiment=experiment,
+        scale=scale,
+        seed=config.seed,
+        config=config.to_dict(),
+        metrics={'loss': x * x} | ({'diverged': 1.0} if bad else {}),
+        best={},
+        curve=[],
+        params=1,
+        data='none',
+        protocol='none',
+        flop_per_item=4,
+        versions={},
+        device='cpu',
+        seconds=0.1,
+        steps=step,
+        start=start,
+        finished='2026-01-01T00:00:00+00:00',
+    )
     (folder / 'record.json').write_text(json.dumps(record))
     if bad: raise UserError('loss not finite')
 
-SYSTEM = System('toy', ('toy_log',), ToyConfig, {'smoke': {'steps': 5}, 'laptop': {'steps': 50}},
-    (Experiment('start'), Experiment('fast', 'start', {'rate': 0.3}, {'laptop': {'steps': 400}}), Experiment('faster', 'fast', {'rate': 0.45}),
-     Experiment('twin', 'fast'), Experiment('ours', 'faster', {'rate': 0.49}, note='not in the log')),
+EXPERIMENTS = (
+    Experiment('start'),
+    Experiment('fast', 'start', {'rate': 0.3}, {'laptop': {'steps': 400}}),
+    Experiment('faster', 'fast', {'rate': 0.45}),
+    Experiment('twin', 'fast'),
+    Experiment('ours', 'faster', {'rate': 0.49}, note='not in the log'),
+)
+SYSTEM = System('toy', ('toy_log',), ToyConfig, {'smoke': {'steps': 5}, 'laptop': {'steps': 50}}, EXPERIMENTS,
     build=None, job='jobs/toy.ipynb', metrics={'loss': 'loss'})
 '''
 
@@ -71,15 +97,19 @@ run_id: str = ''  # given by the driver"""
 JOB = """import os, tempfile
 from reasonnb.lab.runs import plan
 from toy_system import fit
-print('threads', os.environ.get('OMP_NUM_THREADS'), 'gpu', os.environ.get('CUDA_VISIBLE_DEVICES'), 'backend', os.environ.get('MPLBACKEND'))
+threads, gpu, backend = map(os.environ.get, ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES', 'MPLBACKEND'))
+print('threads', threads, 'gpu', gpu, 'backend', backend)
 run = plan(experiment, scale, seed, overrides)
 fit(run.config, run_dir or tempfile.mkdtemp(), run.log, experiment, scale, run_id)"""
 
 
 def notebook(*cells):
     "A notebook of code cells given as (source, tags)."
-    made = [dict(cell_type='code', id=f'cell{i}', source=source, metadata={'tags': tags} if tags else {}, outputs=[], execution_count=None)
-            for i, (source, tags) in enumerate(cells)]
+    made = []
+    for i, (source, tags) in enumerate(cells):
+        metadata = {'tags': tags} if tags else {}
+        cell = dict(cell_type='code', id=f'cell{i}', source=source, metadata=metadata, outputs=[], execution_count=None)
+        made.append(cell)
     kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     return json.dumps({'cells': made, 'metadata': kernel, 'nbformat': 4, 'nbformat_minor': 5})
 
@@ -119,7 +149,8 @@ def start_cli(root, *words, **more):
     command = [sys.executable, '-c', 'from reasonnb.lab.cli import app; app()', *words]
     hidden = ('MPLBACKEND', 'RAY_ADDRESS', 'REASONNB_SLOTS', 'CUDA_VISIBLE_DEVICES')
     env = {name: value for name, value in os.environ.items() if name not in hidden} | environment(root) | more
-    return subprocess.Popen(command, cwd=root, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, env=env, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
 
 def cli(root, *words, **more):
@@ -151,7 +182,8 @@ def _words(process):
 def enter(folder):
     "Make a toy repository and work in it, as the library notebooks do; `leave` ends it."
     make_root(folder)
-    os.environ.update(REASONNB_ROOT=str(folder), REASONNB_SYSTEMS='toy_system', PYTHONPATH=os.pathsep.join([str(folder), str(REPO)]))
+    path = os.pathsep.join([str(folder), str(REPO)])
+    os.environ.update(REASONNB_ROOT=str(folder), REASONNB_SYSTEMS='toy_system', PYTHONPATH=path)
     sys.modules.pop('toy_system', None)  # of another toy repository in this process
     sys.path.insert(0, str(folder))
 

@@ -31,7 +31,15 @@ class ToyTask:
         self.config, self.parallel = config, config.parallel
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+            self.model = nn.Sequential(
+                nn.Linear(6, 16),
+                nn.BatchNorm1d(16),
+                nn.ReLU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(16, 16),
+                nn.ReLU(),
+                nn.Linear(16, 3),
+            )
             if config.parallel: self.model[1] = nn.Identity()  # batch statistics of a shard are not those of the batch
             self.truth, self.held_out = torch.randn(6, 3), torch.randn(64, 6)
 
@@ -53,7 +61,8 @@ class ToyTask:
     def evaluate(self) -> dict[str, float]:
         torch.rand(5)  # an evaluation that draws must not disturb the training
         x = self.held_out
-        return {"loss": F.mse_loss(self.model(x), torch.tanh(x @ self.truth)).item(), "norm": self.model[0].weight.norm().item()}
+        loss = F.mse_loss(self.model(x), torch.tanh(x @ self.truth))
+        return {"loss": loss.item(), "norm": self.model[0].weight.norm().item()}
 
     def describe(self) -> dict:
         return {"data": "random map", "flop_per_item": 6 * sum(p.numel() for p in self.model.parameters())}
