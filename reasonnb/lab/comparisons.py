@@ -163,7 +163,8 @@ def means(runs:Shares, slugs, # experiments, from top to bottom; those without r
         gaps = {f'{head}, minus {runs.name(minus)}': metric for head, metric in metrics.items()}
         rows[runs.name(slug)] |= {head: '' if slug == minus else runs.change(runs.gap(slug, minus, metric), unit='')
                                   for head, metric in gaps.items()}
-    for slug in shown: rows[runs.name(slug)]['seeds'] = len(runs.runs(slug))
+    for slug in shown:
+        rows[runs.name(slug)]['seeds'] = len(runs.runs(slug))
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='experiment')) if rows else 'no records yet'
 
 def at_end(study:Study, slugs, # experiments, from top to bottom; those without runs are left out
@@ -298,11 +299,15 @@ def fall_table(study:Study, groups:dict, # how a reader knows a group -> its exp
     for name, slugs in groups.items():
         records = [record for slug in study.there(*slugs) for record in study.runs(slug)['record']]
         if not records: continue
-        low, depths = np.sum([falls(record, bar) for record in records], 0), [record['metrics'][metric]
-                for record in records]
+        low = np.sum([falls(record, bar) for record in records], 0)
+        depths = [record['metrics'][metric] for record in records]
         share, rate = wilson(sum(x >= bar for x in depths), len(depths)), wilson(low[1], low[0])
-        rows[name] = {'runs': len(records), 'fall, median': number(np.median(depths), 2),
-                      'largest': number(max(depths), 2),
-                      f'runs that fall {bar:g} points': f'{share.value:.0%} ({share.low:.0%} to {share.high:.0%})', 'epochs': low[0],
-                      f'falls of {bar:g} points per epoch': f'{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})'}
+        rows[name] = {
+            'runs': len(records),
+            'fall, median': number(np.median(depths), 2),
+            'largest': number(max(depths), 2),
+            f'runs that fall {bar:g} points': f'{share.value:.0%} ({share.low:.0%} to {share.high:.0%})',
+            'epochs': low[0],
+            f'falls of {bar:g} points per epoch': f'{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})',
+        }
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='group')) if rows else 'no records yet'

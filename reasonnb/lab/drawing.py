@@ -45,7 +45,8 @@ def percent_axis(axis, # `ax.xaxis` or `ax.yaxis`
 def _settle_share(ax, lines:list):
     "The first third of a training climbs from nothing; what follows is what a reader wants to see."
     lowest = min(values[len(values)//3:].min(initial=1.) for values in lines)
-    percent_axis(ax.yaxis); ax.set_ylim(bottom=min(.8, lowest - .02))
+    percent_axis(ax.yaxis)
+    ax.set_ylim(bottom=min(.8, lowest - .02))
 
 def panels(study:Study, slugs, # experiments; those without runs are left out
            columns:list, # (column, kind of row, heading) for each panel
@@ -62,21 +63,25 @@ def panels(study:Study, slugs, # experiments; those without runs are left out
                 for record in study.runs(slug)['record']:
                     steps, values = course(record, column, kind).T
                     epochs = record['config'].get('epochs', 0)
-                    ax.plot(steps*epochs/record['config']['steps'] if epochs else steps, values, color=colour, ls=dash,
-                            lw=1.1, alpha=.85)
+                    along = steps*epochs/record['config']['steps'] if epochs else steps
+                    ax.plot(along, values, color=colour, ls=dash, lw=1.1, alpha=.85)
                     lines.append(values)
-            ax.set_title(heading, loc='left'); ax.set_xlabel('epoch' if epochs else 'step')
+            ax.set_title(heading, loc='left')
+            ax.set_xlabel('epoch' if epochs else 'step')
             if column in logarithmic: ax.set_yscale('log')
             if 'accuracy' in column: _settle_share(ax, lines)
-        for slug, colour, dash in zip(shown, COLOURS, DASHES): axes[0].plot([], [], color=colour, ls=dash,
-                label=study.name(slug))
+        for slug, colour, dash in zip(shown, COLOURS, DASHES):
+            axes[0].plot([], [], color=colour, ls=dash, label=study.name(slug))
         figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5, title='one line per seed:',
                       alignment='left')
     return figure
 
 # %% ../../nbs/lab/14_drawing.ipynb #c258f4aa
 GAIN, LOSS = COLOURS[0], COLOURS[1]
-
+def _gain_colour(gap) -> str:
+    "A change that its interval tells from none is coloured by its sign."
+    if gap.low > 0: return GAIN
+    return LOSS if gap.high < 0 else FAINT
 def _interval_row(ax, row:int, found, colour:str):
     "A value and its bounds in one row."
     if math.isfinite(found.low): ax.plot([found.low, found.high], [row, row], color=colour, lw=2.4)
@@ -90,8 +95,9 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
           ) -> Figure:
     "Shares of experiments, and their changes seed by seed."
     shown, metric = runs.there(*slugs), metric or runs.metric
-    with drawing(title, width=10.4, height=1.4 + .42*len(shown), ncols=2, sharey=True, width_ratios=[1.25,
-            1]) as (figure, (left, right)):
+    height = 1.4 + .42*len(shown)
+    with drawing(title, width=10.4, height=height, ncols=2, sharey=True,
+                 width_ratios=[1.25, 1]) as (figure, (left, right)):
         for row, slug in enumerate(shown):
             values, other = runs.seeds(slug, metric), base or shown[max(row - 1, 0)]
             left.plot(values, [row + .24]*len(values), 'o', ms=3.4, mfc='none', mec=FAINT)
@@ -100,10 +106,13 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
                           va='center', fontsize=8.5)
             if other == slug or slug in alone: continue
             gap = runs.by_seed(slug, other, metric)
-            _interval_row(right, row, gap, GAIN if gap.low > 0 else LOSS if gap.high < 0 else FAINT)
+            _interval_row(right, row, gap, _gain_colour(gap))
         _rows(left, [runs.name(slug) for slug in shown])
-        right.axvline(0, color=INK, lw=.8); right.grid(False, axis='y'); right.tick_params(left=False, labelleft=False)
-        left.set_xlabel(f'{metric.replace("_", " ")} (mean, 95 % interval, seeds)'); percent_axis(left.xaxis)
+        right.axvline(0, color=INK, lw=.8)
+        right.grid(False, axis='y')
+        right.tick_params(left=False, labelleft=False)
+        left.set_xlabel(f'{metric.replace("_", " ")} (mean, 95 % interval, seeds)')
+        percent_axis(left.xaxis)
         right.set_xlabel(f'change from {runs.name(base) if base else "the row above"}, points, seed by seed')
         percent_axis(right.xaxis, points=True)
     return figure

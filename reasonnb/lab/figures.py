@@ -27,7 +27,7 @@ from .results import course, reported, runs_of, samples
 
 # %% ../../nbs/lab/13_figures.ipynb #d03687c4
 def _canvas(title:str, width:float, height:float, **grid):
-    "A figure with the finding as its title, at the left where reading starts; closed, so that it shows once, as a value."
+    "A figure with the finding as its title, at the left where reading starts; closed, so that it shows once."
     fig, axes = plt.subplots(figsize=(width, height), layout='constrained', **grid)
     fig.get_layout_engine().set(w_pad=.12, h_pad=.06)
     if title: fig.suptitle(textwrap.fill(title, int(width*9.8)), x=.012, ha='left', fontweight='bold')
@@ -35,9 +35,14 @@ def _canvas(title:str, width:float, height:float, **grid):
     return fig, axes
 
 def freeze_layout(fig:Figure) -> Figure:
-    "Fix the layout now: it would otherwise creep with each drawing, and a saved file with it. Closed, so that it shows once, as a value."
-    for _ in range(3): fig.draw_without_rendering()
-    fig.set_layout_engine('none'); plt.close(fig)
+    """Fix the layout now: it would otherwise creep with each drawing, and a saved file with it.
+
+    Closed, so that the figure shows once, as a value.
+    """
+    for _ in range(3):
+        fig.draw_without_rendering()
+    fig.set_layout_engine('none')
+    plt.close(fig)
     return fig
 
 # %% ../../nbs/lab/13_figures.ipynb #2d18dc34
@@ -78,7 +83,8 @@ def _spread(heights:list[float], gap:float # least distance of two labels
         short = gap - np.diff(placed)
         if not (short > 1e-9).any(): break
         push = np.clip(short, 0, None)/2
-        placed[:-1] -= push; placed[1:] += push
+        placed[:-1] -= push
+        placed[1:] += push
     return list(placed[np.argsort(order)])
 
 # %% ../../nbs/lab/13_figures.ipynb #350a4f34
@@ -90,7 +96,8 @@ def _column(ax, x:float, head:str, cells:list[str]):
 
 def _whisker(ax, row:float, mean:float, low:float, high:float, colour:str, marker:str='o'):
     "Mean and interval of one row."
-    if math.isfinite(low): ax.plot([low, high], [row, row], color=colour, lw=2.4, alpha=.9, solid_capstyle='butt', zorder=3)
+    if math.isfinite(low):
+        ax.plot([low, high], [row, row], color=colour, lw=2.4, alpha=.9, solid_capstyle='butt', zorder=3)
     ax.plot(mean, row, marker, color=colour, ms=6.5, mec='white', mew=.8, zorder=4)
 
 def _log_mark(ax, value:float, row:float):
@@ -101,7 +108,9 @@ def _rows(ax, labels:list[str]):
     "One labelled row per entry, first at the top."
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels)-.45, -.55)
-    ax.grid(False, axis='y'); ax.spines['left'].set_visible(False); ax.tick_params(axis='y', length=0)
+    ax.grid(False, axis='y')
+    ax.spines['left'].set_visible(False)
+    ax.tick_params(axis='y', length=0)
 
 # %% ../../nbs/lab/13_figures.ipynb #a12271e3
 def dots(records:pd.DataFrame, # from `load_records`
@@ -121,27 +130,36 @@ def dots(records:pd.DataFrame, # from `load_records`
             ax.plot(seeds, [row+.24]*len(seeds), 'o', ms=3.4, mfc='none', mec=FAINT, mew=.9, zorder=2)
             _whisker(ax, row, mean, low, high, COLOURS[0])
             _log_mark(ax, log, row-.24)
-            cells.append((_say(mean, metric), f'{_say(low, metric)} to {_say(high, metric)}', str(len(seeds)), _say(log, metric)))
+            bounds = f'{_say(low, metric)} to {_say(high, metric)}'
+            cells.append((_say(mean, metric), bounds, str(len(seeds)), _say(log, metric)))
         _rows(ax, [(labels or {}).get(slug, slug) for slug in experiments])
         unit = ', %' if _is_share(metric) else ''
-        for x, head, column in zip((40, 113, 136, 174), (f'mean{unit}', '95 % interval', 'n', f'log{unit}'), zip(*cells)): _column(ax, x, head, column)
-        _axis(ax.xaxis, metric); ax.set_xlabel(f'{_name(metric)} at scale {scale}')
+        heads = f'mean{unit}', '95 % interval', 'n', f'log{unit}'
+        for x, head, column in zip((40, 113, 136, 174), heads, zip(*cells)):
+            _column(ax, x, head, column)
+        _axis(ax.xaxis, metric)
+        ax.set_xlabel(f'{_name(metric)} at scale {scale}')
         _key(ax, seeds=True, log=any(map(math.isfinite, said)))
         return freeze_layout(fig)
 
 def _seeds(records:pd.DataFrame, slug:str, metric:str, scale:str) -> list[float]:
     "One value per seed; says which experiment or metric is missing."
     runs = runs_of(records, slug, scale)
-    if runs.empty: raise UserError(f'no runs of {slug} at scale {scale}; start them with `reasonnb run {slug} --scale {scale}`')
+    if runs.empty:
+        raise UserError(f'no runs of {slug} at scale {scale}; start them with `reasonnb run {slug} --scale {scale}`')
     try: return samples(runs, metric)
     except KeyError: raise UserError(f'the runs of {slug} at scale {scale} have no metric {metric!r}') from None
 
 def _key(ax, seeds:bool, log:bool):
     "What the marks mean, in one line under the axis."
     bar = ax.plot([], [], 'o-', color=COLOURS[0] if seeds else FAINT, lw=2.4, mec='white')[0]
-    keys = [(ax.plot([], [], 'o', ms=3.4, mfc='none', mec=FAINT)[0], 'one seed')]*seeds + [(bar, 'mean, 95 % interval' if seeds else 'our difference, 95 % interval')]
-    keys += [(_log_mark(ax, math.nan, 0), 'the log, one run at its own scale')]*log
-    ax.figure.legend(*zip(*keys), loc='outside lower left', ncols=3, frameon=False, fontsize=8.5, handletextpad=.5, columnspacing=1.6)
+    seed = ax.plot([], [], 'o', ms=3.4, mfc='none', mec=FAINT)[0]
+    mark = _log_mark(ax, math.nan, 0)
+    keys = [(bar, 'mean, 95 % interval' if seeds else 'our difference, 95 % interval')]
+    if seeds: keys.insert(0, (seed, 'one seed'))
+    if log: keys.append((mark, 'the log, one run at its own scale'))
+    ax.figure.legend(*zip(*keys), loc='outside lower left', ncols=3, frameon=False, fontsize=8.5,
+                     handletextpad=.5, columnspacing=1.6)
 
 # %% ../../nbs/lab/13_figures.ipynb #29895b6e
 def _looks(experiments:list[str]) -> list[tuple]: # (slug, colour, marker, dashes)
@@ -166,8 +184,9 @@ def _end_labels(ax, ends:list[tuple]): # (x, y, text, colour)
     low, high = ax.get_ylim()
     heights = _spread([y for _, y, _, _ in ends], .062*(high-low))
     for (x, y, text, colour), height in zip(ends, heights):
-        ax.annotate(text, (x, y), xytext=(1.025, height), textcoords=ax.get_yaxis_transform(), va='center', color=colour,
-                    fontweight='bold', fontsize=9, arrowprops=dict(arrowstyle='-', color=colour, lw=.6, shrinkA=0, shrinkB=4))
+        ax.annotate(text, (x, y), xytext=(1.025, height), textcoords=ax.get_yaxis_transform(), va='center',
+                    color=colour, fontweight='bold', fontsize=9,
+                    arrowprops=dict(arrowstyle='-', color=colour, lw=.6, shrinkA=0, shrinkB=4))
 
 # %% ../../nbs/lab/13_figures.ipynb #332e50d4
 def curves(records:pd.DataFrame, # from `load_records`
@@ -189,7 +208,9 @@ def curves(records:pd.DataFrame, # from `load_records`
             ax.fill_between(steps, low, high, color=colour, alpha=.16, lw=0)
             ax.plot(steps, mean, color=colour, ls=dash)
             ends.append((steps[-1], mean[-1], (labels or {}).get(slug, slug), colour))
-        _axis(ax.yaxis, metric); ax.set_ylabel(_name(metric)); ax.margins(x=.01)
+        _axis(ax.yaxis, metric)
+        ax.set_ylabel(_name(metric))
+        ax.margins(x=.01)
         ax.set_xlabel('optimizer step (line: mean over seeds, band: lowest to highest seed)')
         ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f'{step:,.0f}'.replace(',', ' ')))
         _end_labels(ax, ends)
@@ -207,7 +228,8 @@ def _family(records:pd.DataFrame, slug:str, metric:str, pattern:str, scale:str) 
     if not found: raise UserError(f'the runs of {slug} at scale {scale} have no metric {metric!r} + {pattern!r}')
     return {suffix: samples(runs, found[suffix]) for suffix in sorted(found, key=_natural)}
 
-def _lines(ax, records:pd.DataFrame, experiments:list[str], metric:str, pattern:str, scale:str, place, labels:dict|None):
+def _lines(ax, records:pd.DataFrame, experiments:list[str], metric:str, pattern:str, scale:str, place,
+           labels:dict|None):
     "One line per experiment over the suffixes; `place` turns a suffix into its position."
     ends, shift = [], np.linspace(-.06, .06, len(experiments)) if len(experiments) > 1 else [0.]
     for (slug, colour, marker, dash), dx in zip(_looks(experiments), shift):
@@ -217,7 +239,8 @@ def _lines(ax, records:pd.DataFrame, experiments:list[str], metric:str, pattern:
         ax.plot(x, [m.value for m in means], marker=marker, ls=dash, color=colour, mec='white', mew=.7, zorder=4)
         ax.vlines(x, [m.low for m in means], [m.high for m in means], color=colour, lw=2.2, alpha=.45, zorder=3)
         ends.append((x[-1], means[-1].value, (labels or {}).get(slug, slug), colour))
-    _axis(ax.yaxis, metric); ax.set_ylabel(_name(metric))
+    _axis(ax.yaxis, metric)
+    ax.set_ylabel(_name(metric))
     _end_labels(ax, ends)
 
 # %% ../../nbs/lab/13_figures.ipynb #b74d522b
@@ -234,11 +257,13 @@ def iterations(records:pd.DataFrame, # from `load_records`
         fig, ax = _canvas(title, 7.4, 3.8)
         if trained:
             ax.axvline(math.log2(trained), color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
-            ax.text(math.log2(trained), 1.0, f' trained with {trained}', transform=ax.get_xaxis_transform(), va='top', fontsize=8.5, color=FAINT)
+            ax.text(math.log2(trained), 1.0, f' trained with {trained}', transform=ax.get_xaxis_transform(),
+                    va='top', fontsize=8.5, color=FAINT)
         _lines(ax, records, experiments, metric, r'@(\d+)', scale, lambda n: math.log2(int(n)), labels)
         tried = {int(n) for slug in experiments for n in _family(records, slug, metric, r'@(\d+)', scale)}
         ticks = sorted(n for n in tried if n.bit_count() == 1) # powers of two: the others would overlap
-        ax.set_xticks(np.log2(ticks), ticks); ax.set_xlabel('iterations at test time (mean over seeds, 95 % interval)')
+        ax.set_xticks(np.log2(ticks), ticks)
+        ax.set_xlabel('iterations at test time (mean over seeds, 95 % interval)')
         return freeze_layout(fig)
 
 def buckets(records:pd.DataFrame, # from `load_records`
@@ -253,20 +278,30 @@ def buckets(records:pd.DataFrame, # from `load_records`
     with plt.rc_context(style()):
         fig, ax = _canvas(title, 7.4, 3.8)
         pattern = rf'/{re.escape(prefix)}([^@/]+)'
-        names = sorted({name for slug in experiments for name in _family(records, slug, metric, pattern, scale)}, key=_natural)
+        found = {name for slug in experiments for name in _family(records, slug, metric, pattern, scale)}
+        names = sorted(found, key=_natural)
         _lines(ax, records, experiments, metric, pattern, scale, names.index, labels)
         ax.set_xticks(range(len(names)), [(labels or {}).get(name, name.replace('_', '–')) for name in names])
         ax.set_xlabel(f'{_name(prefix).strip()} (mean over seeds, 95 % interval)')
         return freeze_layout(fig)
 
 # %% ../../nbs/lab/13_figures.ipynb #d101625b
-VERDICT_LOOK = {'holds': ('#009E73', 'o'), 'contradicted': ('#D55E00', 'X'), 'undecided': ('#6f6f6f', 's'), 'not run': ('#b5b5b5', '|')}
+VERDICT_LOOK = {
+    'holds': ('#009E73', 'o'),
+    'contradicted': ('#D55E00', 'X'),
+    'undecided': ('#6f6f6f', 's'),
+    'not run': ('#b5b5b5', '|'),
+}
+
+def _signed_points(x:float, _=None) -> str:
+    "A difference of shares in percentage points, with its sign: a tick of an axis."
+    return f'{100*x:+.0f}'.replace('-', '−') if abs(x) > 1e-9 else '0'
 
 def effects(ledger:pd.DataFrame, # rows of `claims.ledger` with effects of one unit
             title:str, # the finding
             metric:str='puzzle_accuracy', # how to write the numbers
            ) -> Figure:
-    "Claims from top to bottom: effect (left minus right) with its interval, verdict, and the difference the log reports."
+    "Claims from top to bottom: effect (left minus right) and interval, verdict, the difference the log reports."
     shown = ledger[ledger['effect'].notna()]
     if shown.empty: raise UserError('none of these claims has an effect yet; run their experiments first')
     with plt.rc_context(style()):
@@ -278,15 +313,16 @@ def effects(ledger:pd.DataFrame, # rows of `claims.ledger` with effects of one u
             _log_mark(ax, claim.log_value, row-.22)
             ax.text(1.03, row, claim.verdict, transform=ax.get_yaxis_transform(), va='center_baseline', fontsize=9,
                     fontweight='bold', color=VERDICT_LOOK[claim.verdict][0])
-        _rows(ax, statements); _key(ax, seeds=False, log=bool(shown['log_value'].notna().any()))
+        _rows(ax, statements)
+        _key(ax, seeds=False, log=bool(shown['log_value'].notna().any()))
         points = _is_share(metric)
-        if points: ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{100*x:+.0f}'.replace('-', '−') if abs(x) > 1e-9 else '0'))
+        if points: ax.xaxis.set_major_formatter(FuncFormatter(_signed_points))
         ax.set_xlabel(f'difference in {_name(metric)}' + (', percentage points' if points else ''))
         return freeze_layout(fig)
 
 # %% ../../nbs/lab/13_figures.ipynb #c9ba9c8a
 def save(fig:Figure, # from a function above
-         path:str|Path, # 'sudoku_transformer/recurrence.svg', below `figures/` of `own.output`; an absolute path stays what it is
+         path:str|Path, # 'sudoku_transformer/recurrence.svg', below `figures/` of `own.output`; or an absolute path
         ) -> Path: # the file written
     "Write SVG or PNG atomically; equal figures give equal bytes."
     path = output(Path('figures')/path)
@@ -305,21 +341,36 @@ def _short(value) -> str:
         if abs(value) >= size: return f'{value/size:.3g} {letter}'
     return f'{value:.3g}'
 
+def _present_row(row) -> dict[str, str]: # head of a column -> text
+    "One row of a table of results in words."
+    bounds = within(Interval(row.mean, row.low, row.high), row.metric)[1:]
+    unit = ', %' if _is_share(row.metric) else ''
+    return {
+        'experiment': ' '.join(filter(None, (row.experiment, row.changes))),
+        'scale': row.scale,
+        f'{_name(row.metric)}{unit}': _say(row.mean, row.metric),
+        '95 % interval': ' to '.join(_say(bound, row.metric) for bound in bounds),
+        'n': str(row.n),
+        'log says': _say(row.log_value, row.metric) + (f' ({row.log_at})' if row.log_at else ''),
+        'params': _short(row.params),
+        'data': row.data,
+        'protocol': row.protocol,
+        'FLOP per item': _short(row.flop_per_item),
+        'seconds': _short(row.seconds),
+    }
+
 def present(table:pd.DataFrame, # from `results.table`
            ) -> pd.DataFrame: # text only
-    "The honest columns in words: result with interval and seeds, what the log says, what it cost and under which protocol."
-    rows = [{'experiment': ' '.join(filter(None, (row.experiment, row.changes))), 'scale': row.scale,
-             f'{_name(row.metric)}{", %" if _is_share(row.metric) else ""}': _say(row.mean, row.metric),
-             '95 % interval': ' to '.join(_say(bound, row.metric) for bound in within(Interval(row.mean, row.low, row.high), row.metric)[1:]), 'n': str(row.n),
-             'log says': _say(row.log_value, row.metric) + (f' ({row.log_at})' if row.log_at else ''),
-             'params': _short(row.params), 'data': row.data, 'protocol': row.protocol,
-             'FLOP per item': _short(row.flop_per_item), 'seconds': _short(row.seconds)} for row in table.itertuples()]
-    return pd.DataFrame(rows)
+    "The honest columns in words: result with interval and seeds, what the log says, cost and protocol."
+    return pd.DataFrame([_present_row(row) for row in table.itertuples()])
 
 def to_markdown(frame:pd.DataFrame) -> str:
     "A table in markdown; bars and line breaks in cells are escaped."
-    def line(cells): return '| ' + ' | '.join(str(cell).replace('|', '\\|').replace('\n', ' ') for cell in cells) + ' |'
-    return '\n'.join([line(frame.columns), '|' + '---|'*len(frame.columns), *(line(row) for row in frame.itertuples(index=False))]) + '\n'
+    def line(cells):
+        escaped = [str(cell).replace('|', '\\|').replace('\n', ' ') for cell in cells]
+        return '| ' + ' | '.join(escaped) + ' |'
+    rows = [line(row) for row in frame.itertuples(index=False)]
+    return '\n'.join([line(frame.columns), '|' + '---|'*len(frame.columns), *rows]) + '\n'
 
 def to_html(frame:pd.DataFrame) -> str:
     "A table in HTML with escaped cells."

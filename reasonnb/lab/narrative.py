@@ -25,7 +25,8 @@ def log_says(*slugs:str, # sections of a log
             ) -> pd.DataFrame: # by experiment: split, at, metric, value, of; numbers as text
     "Everything the log reports for some sections, as printed there."
     rows = log_values()
-    for slug in slugs: catalogue.describe(slug)  # a mistyped one is named
+    for slug in slugs:
+        catalogue.describe(slug)  # a mistyped one is named
     rows = rows[rows['slug'].isin(slugs)]
     rows = rows.rename(columns={'slug': 'experiment'}).set_index('experiment')[['split', 'at', 'metric', 'value', 'of']]
     return rows.assign(**{name: rows[name].map(lambda x: '' if pd.isna(x) else f'{x:g}') for name in ('value', 'of')})
@@ -72,8 +73,8 @@ def log_table(*slugs:str, # sections of a log
     for row in rows.itertuples():
         head, text = _quantity(row.metric, row.value)
         found.setdefault((row.slug, row.split, row.at), {})[head] = text
-    table = [{'experiment': names.get(slug) or catalogue.title(slug), 'test set': of, 'when': _moment(when)} | values for (slug, of, when),
-             values in found.items()]
+    table = [{'experiment': names.get(slug) or catalogue.title(slug), 'test set': of, 'when': _moment(when)} | values
+             for (slug, of, when), values in found.items()]
     return pd.DataFrame(table).fillna('')
 
 # %% ../../nbs/lab/17_narrative.ipynb #3b53f00c

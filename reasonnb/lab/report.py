@@ -19,8 +19,8 @@ from ..core.paths import workspace
 from ..core.records import atomic
 from . import catalogue
 from .claims import claims_table
-from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_mark, _name, _rows, _say, _whisker,
-                                  present, save, freeze_layout, style, to_markdown)
+from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_mark, _name, _rows, _say,
+                                  _whisker, present, save, freeze_layout, style, to_markdown)
 from .narrative import verdicts
 from .results import as_catalogued, as_frame, headline, load_records, samples, side_by_side, table
 from .runs import Plan
@@ -29,7 +29,7 @@ from .runs import Plan
 @dataclass(frozen=True)
 class Report:
     "The parts of a report and where they were written."
-    table: pd.DataFrame # one row per experiment and set of changes: `own_mean` and so on of the sweep, `mean` and so on of the reference
+    table: pd.DataFrame # one row per experiment and changes: `own_mean` and so on of the sweep, the reference's `mean`
     verdicts: pd.DataFrame # of the claims about these experiments
     table_path: Path
     figure_path: Path
@@ -37,10 +37,13 @@ class Report:
 
     def text(self) -> str:
         "The report in a terminal."
-        def name(path): return path.relative_to(workspace()).as_posix() if path.is_relative_to(workspace()) else str(path)
-        claims = self.verdicts.to_string(index=False) if len(self.verdicts) else 'no claim of the log can be judged by these runs'
+        home = workspace()
+        def name(path): return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
+        claims = 'no claim of the log can be judged by these runs'
+        if len(self.verdicts): claims = self.verdicts.to_string(index=False)
         shown = beside_reference(self.table).drop(columns=['data', 'protocol'])
-        return '\n'.join([shown.to_string(index=False), '', claims, '', *(f'notebook   {name(path)}' for path in self.notebooks),
+        notebooks = [f'notebook   {name(path)}' for path in self.notebooks]
+        return '\n'.join([shown.to_string(index=False), '', claims, '', *notebooks,
                           f'figure     {name(self.figure_path)}', f'table      {name(self.table_path)}'])
 
 # %% ../../nbs/lab/18_report.ipynb #50dc0c91
@@ -48,14 +51,19 @@ def _named(row) -> str:
     "An experiment with its changes."
     return ' '.join(filter(None, (row.experiment, row.changes)))
 
+def _reference_text(row) -> str:
+    "The reference beside a row of the sweep: mean, interval and seeds."
+    if not row.n: return '–'
+    mean, low, high = (_say(value, row.metric) for value in (row.mean, row.low, row.high))
+    return f'{mean} ({low} to {high}), n {row.n}'
+
 def beside_reference(rows:pd.DataFrame, # from `side_by_side`, rows with own runs
                     ) -> pd.DataFrame: # text only
     "The sweep's results in words, the reference after them."
     own = rows.assign(**{name: rows[f'own_{name}'] for name in ('mean', 'low', 'high', 'n', 'seconds')})
     shown, unit = present(own), ', %' if _is_share(rows['metric'].iloc[0]) else ''
     if writes_reference(): return shown  # it is the reference
-    there = [f'{_say(row.mean, row.metric)} ({_say(row.low, row.metric)} to {_say(row.high, row.metric)}), n {row.n}' if row.n else '–'
-             for row in rows.itertuples()]
+    there = [_reference_text(row) for row in rows.itertuples()]
     shown.insert(list(shown).index('n') + 1, f'reference{unit}', there)
     return shown
 
@@ -87,11 +95,15 @@ def picture(rows:pd.DataFrame, # as for `beside_reference`
         unit = ', %' if _is_share(metric) else ''
         for x, head, column in zip((48, 116, 164), (whose, other, 'log'), means):
             if head: _column(ax, x, head + unit, column)
-        _axis(ax.xaxis, metric); ax.set_xlabel(f"{_name(metric)} at scale {rows['scale'].iloc[0]}")
-        keys = [ax.plot([], [], 'o-', color=COLOURS[0], lw=2.4, mec='white')[0], ax.plot([], [], 's-', color=FAINT, lw=2.4, mec='white')[0], _log_mark(ax, float('nan'), 0)]
+        _axis(ax.xaxis, metric)
+        ax.set_xlabel(f"{_name(metric)} at scale {rows['scale'].iloc[0]}")
+        keys = [ax.plot([], [], 'o-', color=COLOURS[0], lw=2.4, mec='white')[0],
+                ax.plot([], [], 's-', color=FAINT, lw=2.4, mec='white')[0],
+                _log_mark(ax, float('nan'), 0)]
         words = [f'{whose}, 95 % interval', 'the reference', 'the log, at its own scale']
         shown = [i for i in range(3) if i != 1 or other]
-        fig.legend([keys[i] for i in shown], [words[i] for i in shown], loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
+        fig.legend([keys[i] for i in shown], [words[i] for i in shown], loc='outside lower left', ncols=3,
+                   frameon=False, fontsize=8.5)
         return freeze_layout(fig)
 
 # %% ../../nbs/lab/18_report.ipynb #4ed9b00f
@@ -99,7 +111,8 @@ def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str
     "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
     names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(claims_table()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
-    aliases = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
+    aliases = [slug for slug, (system, _) in catalogue.experiments().items()
+               if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
     mine, theirs = (verdicts(*aliases, records=records, scale=scale) for records in (own, reference))
     found = mine.assign(reference=theirs['verdict'].values)
     return found[found['verdict'] != 'not run'][names]
@@ -108,18 +121,21 @@ def _group(name:str, own:pd.DataFrame, reference:pd.DataFrame, metric:str, out:s
     "The report on runs of one system at one scale."
     own, log, scale = as_catalogued(own), own['log'].iloc[0], own['scale'].iloc[0]
     rows = side_by_side(table(reference, metric, scale), table(own, metric, scale))
-    place = {key: at for at, key in reversed(list(enumerate(zip(own['experiment'], own['changes']))))}  # in the order of the sweep
+    keys = list(zip(own['experiment'], own['changes']))
+    place = {key: at for at, key in reversed(list(enumerate(keys)))}  # in the order of the sweep
     rows = rows[rows['own_n'] > 0].assign(place=lambda x: [place[key] for key in zip(x['experiment'], x['changes'])])
     rows = rows.sort_values('place').drop(columns='place').reset_index(drop=True)
-    seeds = [samples(own[(own['experiment'] == row.experiment) & (own['changes'] == row.changes)], metric) for row in rows.itertuples()]
+    seeds = [samples(own[(own['experiment'] == row.experiment) & (own['changes'] == row.changes)], metric)
+             for row in rows.itertuples()]
     least = own['record'].iloc[0].get('config', {}).get('best_mode', 'max') == 'min'
     folder = Path(out) if out else output('figures')/log
     figure_path = save(picture(rows, seeds, _finding(rows, least)), folder/f'{name}.svg')
     table_path = folder/f'{name}.md'
     with atomic(table_path) as file: file.write(to_markdown(beside_reference(rows)).encode())
     slugs = list(dict.fromkeys(own['experiment'][own['changes'] == '']))
-    notebooks = [Path(path)/'run.ipynb' for path in own['path']]
-    return Report(rows, _judged(slugs, own, reference, scale, log), table_path, figure_path, [path for path in notebooks if path.exists()])
+    notebooks = [path for run in own['path'] if (path := Path(run)/'run.ipynb').exists()]
+    judged = _judged(slugs, own, reference, scale, log)
+    return Report(rows, judged, table_path, figure_path, notebooks)
 
 # %% ../../nbs/lab/18_report.ipynb #42649a82
 def report(name:str, # of the files, e.g. that of the sweep
@@ -138,6 +154,7 @@ def report(name:str, # of the files, e.g. that of the sweep
         groups.setdefault(key, []).append(at)
     for key, places in groups.items():
         title = '-'.join([name, *(part for at, part in enumerate(key[:2]) if len({other[at] for other in groups}) > 1)])
-        if (title, key[2]) in made: title += f'-{key[3]}'  # one system at one scale, but runs known by different metrics
+        # one system at one scale, but runs known by different metrics
+        if (title, key[2]) in made: title += f'-{key[3]}'
         made[title, key[2]] = _group(title, own.iloc[places], reference, key[3], out)
     return list(made.values())

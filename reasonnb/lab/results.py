@@ -44,7 +44,8 @@ def load_records(which:str|Path|None=None, # 'reference', 'own', or a folder; No
                 ) -> pd.DataFrame: # one row per run; `record` holds the whole dictionary, `path` the run folder
     "All finished runs of one side, or below a folder; a file that is no record is named in a warning and left out."
     found, said = read_records(record_paths(which))
-    for line in said: warnings.warn(line, stacklevel=2)
+    for line in said:
+        warnings.warn(line, stacklevel=2)
     return as_frame(found)
 
 def as_frame(found:list[tuple[Path, dict]], # from `own.read_records`
@@ -52,7 +53,8 @@ def as_frame(found:list[tuple[Path, dict]], # from `own.read_records`
     "Records as a table."
     rows = [_row(record, path) for path, record in found]
     frame = pd.DataFrame(rows, columns=None if rows else [*_FIELDS, 'path', 'record'])
-    return frame.astype({key: object for key in ('data', 'protocol', 'record')}).copy()  # one block per type: records have a hundred columns
+    # copied into one block per type: records have a hundred columns
+    return frame.astype({key: object for key in ('data', 'protocol', 'record')}).copy()
 
 # %% ../../nbs/lab/06_results.ipynb #bf73183c
 _NOT_THE_IDEA = ('seed', 'device', 'compile', 'eval_every', 'checkpoint_every')
@@ -69,7 +71,7 @@ def _changes(record:dict, resolved:dict) -> str:
 
 def as_catalogued(records:pd.DataFrame, # from `load_records`
                  ) -> pd.DataFrame: # the same rows with the columns `changes` and `canonical`
-    "Say of each run how it differs from the catalogue ('' for not at all) and under which slug that configuration is run."
+    "How each run differs from the catalogue ('' for not at all) and under which slug that configuration is run."
     @lru_cache(maxsize=None)
     def known(slug, scale):
         try: return catalogue.resolve(slug, scale).to_dict(), catalogue.canonical(slug, scale)
@@ -86,17 +88,21 @@ def runs_of(records:pd.DataFrame, # from `load_records`, or from `as_catalogued`
             slug:str, # experiment
             scale:str, # 'smoke', 'laptop', 'h200', 'log'
            ) -> pd.DataFrame: # one row per seed, ordered by seed
-    "The runs of `slug` at `scale` as catalogued, aliases included; of two runs with one seed the newer counts. UserError for an unknown slug."
+    """The runs of `slug` at `scale` as catalogued, aliases included; of two runs with one seed the newer counts.
+
+    UserError for an unknown slug.
+    """
     name = catalogue.canonical(slug, scale)
     if 'changes' not in records: records = as_catalogued(records[records['scale'] == scale])
     alike = records['scale'].eq(scale) & records['canonical'].eq(name) & records['changes'].eq('')
-    keys = records.loc[alike, ['finished', 'seed']].assign(row=np.flatnonzero(alike)).sort_values('finished', kind='stable')
+    keys = records.loc[alike, ['finished', 'seed']].assign(row=np.flatnonzero(alike))
+    keys = keys.sort_values('finished', kind='stable')
     newest = dict(zip(keys['seed'], keys['row']))
     return records.iloc[[newest[seed] for seed in sorted(newest)]]  # taken once: a record has a hundred columns
 
 def headline(record:dict, # one record
             ) -> str: # a metric of the record
-    "The metric that a run is known by: the one that picked its best checkpoint, on the test set where that is kept apart."
+    "The metric a run is known by: the one that picked its best checkpoint, on the test set where that is kept apart."
     best, metrics = record.get('config', {}).get('best_metric', 'loss'), record['metrics']
     return next((name for name in (f'test_{best}', best, *metrics) if name in metrics), best)
 
@@ -115,7 +121,8 @@ def course(record:dict, # one record
            kind:str='eval', # rows of this kind: 'eval' or 'train'
           ) -> np.ndarray: # steps and values, `(rows, 2)`, in the order of steps; no rows where nothing was reported
     "One column of the curve of a run."
-    found = [(row['step'], row[column]) for row in record.get('curve', []) if row['kind'] == kind and row.get(column) is not None]
+    found = [(row['step'], row[column]) for row in record.get('curve', [])
+             if row['kind'] == kind and row.get(column) is not None]
     return np.array(sorted(found), dtype=float).reshape(-1, 2)
 
 # %% ../../nbs/lab/06_results.ipynb #501d3b6d
@@ -124,7 +131,8 @@ TABLE_COLUMNS = ('log', 'experiment', 'scale', 'changes', 'metric', 'mean', 'low
 
 def _text(value) -> str:
     "A cell of text from whatever a record holds there."
-    return '' if value is None or value != value else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if value is None or value != value: return ''
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 def table(records:pd.DataFrame, # from `load_records`
           metric:str|None='puzzle_accuracy', # metric of the records; None: the `headline` of each experiment
@@ -132,7 +140,8 @@ def table(records:pd.DataFrame, # from `load_records`
          ) -> pd.DataFrame: # columns `TABLE_COLUMNS`, ordered by log, experiment, scale
     "One row per experiment, scale and set of changes: mean over seeds with its 95 % interval, and what it cost."
     runs = as_catalogued(records if scale is None else records[records['scale'] == scale])
-    runs = runs.sort_values('finished', kind='stable').drop_duplicates(['experiment', 'scale', 'changes', 'seed'], keep='last')
+    one_run = ['experiment', 'scale', 'changes', 'seed']
+    runs = runs.sort_values('finished', kind='stable').drop_duplicates(one_run, keep='last')
     rows = []
     for (log, name, size, changes), group in runs.groupby(['log', 'experiment', 'scale', 'changes'], sort=True):
         first = group.iloc[0]
@@ -140,8 +149,9 @@ def table(records:pd.DataFrame, # from `load_records`
         try: mean, low, high = interval(samples(group, measured))
         except KeyError: continue
         says = reported(name, measured)
-        rows.append([log, name, size, changes, measured, mean, low, high, len(group), says.value, says.label, first['params'],
-                     _text(first['data']), _text(first['protocol']), first['flop_per_item'], group['seconds'].mean()])
+        rows.append([log, name, size, changes, measured, mean, low, high, len(group), says.value, says.label,
+                     first['params'], _text(first['data']), _text(first['protocol']), first['flop_per_item'],
+                     group['seconds'].mean()])
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 # %% ../../nbs/lab/06_results.ipynb #0cf73a73
@@ -157,20 +167,23 @@ def _is_final(at:str) -> bool:
 
 @lru_cache(maxsize=4)
 def _log_values(path:str, changed:float) -> tuple: # as `_printed`
-    "`reported.csv` with numeric values; boards solved become `puzzle_accuracy`; `slack` is half the last printed digit."
+    "`reported.csv` with numbers; boards solved become `puzzle_accuracy`; `slack` is half the last printed digit."
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     frame['rank'] = [_rank(at) for at in frame['at']]
     counts = (frame['metric'] == 'solved') & (frame['of'] != '')
     numbers = pd.to_numeric(frame['value'], errors='coerce')
     digits = frame['value'].str.extract(r'\.(\d+)')[0].str.len().fillna(0).astype(int)
-    shares = frame['metric'].str.contains('accuracy') & (numbers.abs() <= 1)  # printed in percent with one digit; the table dropped trailing zeros
-    frame['slack'] = np.where(counts, 0., np.where(shares, np.minimum(.5*10.**-digits, .0005), .5*10.**-digits))
+    # shares are printed in percent with one digit; the table dropped trailing zeros
+    shares = frame['metric'].str.contains('accuracy') & (numbers.abs() <= 1)
+    half_digit = .5*10.**-digits
+    frame['slack'] = np.where(counts, 0., np.where(shares, np.minimum(half_digit, .0005), half_digit))
     frame['of'] = pd.to_numeric(frame['of'], errors='coerce')
     frame['value'] = np.where(counts, numbers/frame['of'], numbers)
     frame.loc[counts, 'metric'] = 'puzzle_accuracy'
     frame = frame[(frame['at'] != 'config') & frame['value'].notna()]
     rows = {}
-    for row in frame.itertuples(): rows.setdefault((row.slug, row.metric), []).append(row)
+    for row in frame.itertuples():
+        rows.setdefault((row.slug, row.metric), []).append(row)
     return frame, rows
 
 def _printed() -> tuple: # (the table; its rows by slug and metric)
@@ -184,7 +197,7 @@ def log_values() -> pd.DataFrame:
 
 # %% ../../nbs/lab/06_results.ipynb #9b167af8
 class Reported(NamedTuple):
-    "A value as the log prints it: value, number of test items (NaN if unsaid), test set, label, and contradictions ('' if none)."
+    "A value as the log prints it: number of test items (NaN if unsaid), test set, label, contradictions ('' if none)."
     value: float
     of: float
     split: str
@@ -229,7 +242,7 @@ def _peaks(rows:list) -> list[str]:
             if row.value + row.slack + end.slack < end.value]
 
 def _buckets(rows:list, split:str) -> list[str]:
-    "A total of a balanced test set that is not the mean of its five buckets; rows of one slug and one metric, all sets."
+    "A total of a balanced test set that is not the mean of its five buckets; rows of one slug and metric, all sets."
     finals = {}
     for row in rows:
         if _is_final(row.at): finals.setdefault(row.split, []).append(row)
@@ -248,22 +261,25 @@ def contradictions(log:str|None=None, # only this log
         if log not in (None, rows[0].log): continue
         for split in dict.fromkeys(row.split for row in rows):
             part = [row for row in rows if row.split == split]
-            clashes = _repeats(part) + _peaks(part) + (_buckets(rows, split) if split in BALANCED and 'accuracy' in metric else [])
+            clashes = _repeats(part) + _peaks(part)
+            if split in BALANCED and 'accuracy' in metric: clashes += _buckets(rows, split)
             best = _primary(part)
             if clashes: found.append([best.log, slug, split, metric, best.value, best.at, '; '.join(clashes)])
     return pd.DataFrame(found, columns=['log', 'slug', 'split', 'metric', 'value', 'at', 'conflict'])
 
 # %% ../../nbs/lab/06_results.ipynb #fb1da82c
-_KEYS, _SAID = ['log', 'experiment', 'scale', 'changes', 'metric'], ['log_value', 'log_at', 'params', 'data', 'protocol', 'flop_per_item', 'seconds']
+_KEYS = ['log', 'experiment', 'scale', 'changes', 'metric']
+_SAID = ['log_value', 'log_at', 'params', 'data', 'protocol', 'flop_per_item', 'seconds']
 _OWN = ['own_mean', 'own_low', 'own_high', 'own_n', 'own_seconds']
 
 def side_by_side(reference:pd.DataFrame, # from `table`
                  own:pd.DataFrame, # from `table`, of one's own runs
-                ) -> pd.DataFrame: # `TABLE_COLUMNS`, with `own_mean`, `own_low`, `own_high`, `own_n` after `n` and `own_seconds` at the end
+                ) -> pd.DataFrame: # `TABLE_COLUMNS`; `own_mean`, `_low`, `_high`, `_n` after `n`, `own_seconds` last
     "One row per experiment, scale and changes that either side has; what only own runs have says so by `n` of 0."
     left, right = reference.set_index(_KEYS), own.set_index(_KEYS)
     both = left.join(right[['mean', 'low', 'high', 'n', 'seconds']].add_prefix('own_'), how='outer')
-    for name in _SAID[:-1]: both[name] = both[name].where(both.index.isin(left.index), right[name].reindex(both.index))
+    for name in _SAID[:-1]:
+        both[name] = both[name].where(both.index.isin(left.index), right[name].reindex(both.index))
     both[['n', 'own_n']] = both[['n', 'own_n']].fillna(0).astype(int)
     both[['mean', 'low', 'high', *_OWN[:3]]] = both[['mean', 'low', 'high', *_OWN[:3]]].astype(float)
     return both.reset_index()[[*_KEYS, 'mean', 'low', 'high', 'n', *_OWN[:4], *_SAID, 'own_seconds']]
