@@ -18,14 +18,19 @@ def definitions(cells:list[dict], # from `read_cells`
         if cell['cell_type'] != 'code' or not re.search(r'^#\|\s*exports?\b', cell['source'], re.M): continue
         lines = cell['source'].splitlines()
         def add(node, prefix=''):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith('_'): return
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return
+            if node.name.startswith('_'): return
             first = min([node.lineno] + [d.lineno for d in node.decorator_list])
             found[prefix + node.name] = textwrap.dedent('\n'.join(lines[first - 1:node.end_lineno]))
             if isinstance(node, ast.ClassDef):
-                for child in node.body: add(child, f'{prefix}{node.name}.')
+                for child in node.body:
+                    add(child, f'{prefix}{node.name}.')
         try: nodes = ast.parse(cell['source']).body
-        except SyntaxError as e: raise UserError(f"an exported cell is not Python: {e.msg} in {(e.text or '').strip()!r}") from None
-        for node in nodes: add(node)
+        except SyntaxError as e:
+            line = (e.text or '').strip()
+            raise UserError(f'an exported cell is not Python: {e.msg} in {line!r}') from None
+        for node in nodes:
+            add(node)
     return found
 
 # %% ../../nbs/lab/15_apidocs.ipynb #69376b35
@@ -46,8 +51,9 @@ def _arguments(node) -> list[tuple[str, ast.AST|None, ast.AST|None, int]]: # lab
     if a.vararg or a.kwonlyargs: rows.append((a.vararg, None, '*'))
     rows += zip(a.kwonlyargs, a.kw_defaults, [''] * len(a.kwonlyargs))
     if a.kwarg: rows.append((a.kwarg, None, '**'))
-    return [(star + (arg.arg if arg else ''), arg and arg.annotation, default, (default or arg).end_lineno if arg else 0)
-            for arg, default, star in rows if not (arg and arg.arg in ('self', 'cls') and arg is plain[0])]
+    rows = [row for row in rows if not (row[0] and row[0].arg in ('self', 'cls') and row[0] is plain[0])]
+    return [(star + (arg.arg if arg else ''), arg and arg.annotation, default,
+             (default or arg).end_lineno if arg else 0) for arg, default, star in rows]
 
 def parameters(source:str, # of one function or class
                ) -> list[tuple[str, str, str, str]]: # label, type, default, meaning
@@ -61,14 +67,23 @@ def parameters(source:str, # of one function or class
     return rows + [('->', show(arrow), '', meaning.get('->', ''))] * bool(arrow)
 
 # %% ../../nbs/lab/15_apidocs.ipynb #756df061
-_KINDS = {'property': 'property ', 'cached_property': 'property ', 'classmethod': 'classmethod ', 'staticmethod': 'staticmethod '}
+_KINDS = {
+    'property': 'property ',
+    'cached_property': 'property ',
+    'classmethod': 'classmethod ',
+    'staticmethod': 'staticmethod ',
+}
 
+def _declared(label:str, kind:str, default:str) -> str: # `times: int = 1`, `times=1`
+    "A parameter as the call shows it."
+    if kind: label += f': {kind}'
+    if not default: return label
+    return f'{label} = {default}' if kind else f'{label}={default}'
 def signature(name:str, # Config.replace
               source:str, width:int=88) -> str:
     "The call, on as many lines as it needs; of a class that takes nothing, its bases."
     node, rows = ast.parse(source).body[0], parameters(source)
-    parts = [label + (f': {kind}' if kind else '') + (f' = {default}' if default and kind else f'={default}' if default else '')
-             for label, kind, default, _ in rows if label != '->']
+    parts = [_declared(label, kind, default) for label, kind, default, _ in rows if label != '->']
     if isinstance(node, ast.ClassDef): head, parts = 'class ', parts or [ast.unparse(base) for base in node.bases]
     else: head = ''.join(_KINDS.get(ast.unparse(d).split('.')[-1], '') for d in node.decorator_list)
     tail = ''.join(f' -> {kind}' for label, kind, _, _ in rows if label == '->')
@@ -82,7 +97,9 @@ def signature(name:str, # Config.replace
 
 # %% ../../nbs/lab/15_apidocs.ipynb #54cbc129
 def _code(text:str) -> str: # as code in a cell of a markdown table
-    return f'`{text}`' if text and '|' not in text else text and f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+    if not text: return text
+    if '|' not in text: return f'`{text}`'
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 def _parameter_table(source:str) -> str:
     rows = [row for row in parameters(source) if row[0] != '*']
@@ -90,8 +107,9 @@ def _parameter_table(source:str) -> str:
     used = [True] + [any(row[i] for row in rows) for i in (1, 2, 3)]
     names = ['*returns*' if label == '->' else _code(label) for label, *_ in rows]
     meaning = [re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or '&#124;', row[3]) for row in rows]
-    table = [('', 'Type', 'Default', 'Meaning'), ('---',) * 4,
-             *((name, _code(kind), _code(default), note) for name, (_, kind, default, _), note in zip(names, rows, meaning))]
+    table = [('', 'Type', 'Default', 'Meaning'), ('---',) * 4]
+    for name, (_, kind, default, _), note in zip(names, rows, meaning):
+        table.append((name, _code(kind), _code(default), note))
     return '\n'.join('| ' + ' | '.join(c for c, u in zip(row, used) if u) + ' |' for row in table)
 
 def symbol(name:str, # Config, Config.replace

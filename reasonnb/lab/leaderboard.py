@@ -62,7 +62,8 @@ def reference_work() -> float: # CPU seconds
         up = torch.linspace(-.1, .1, 2048).view(32, 64).requires_grad_()
         down = torch.linspace(-.1, .1, 2048).view(64, 32).requires_grad_()
         with torch.enable_grad():
-            for _ in range(8): state = state + (state @ up).relu() @ down
+            for _ in range(8):
+                state = state + (state @ up).relu() @ down
             state.square().mean().backward()
     return time.process_time() - start
 

@@ -138,8 +138,11 @@ def in_site(notebook:Path, # below nbs/
         if not file.is_relative_to(root): raise UserError(f"the link to {to} leaves the repository")
         if not file.exists(): raise UserError(f"the link to {to} leads nowhere")
         if file.is_dir(): return None
-        if file.suffix == '.ipynb' and file.is_relative_to(root/'nbs'): goal = page_path(file.relative_to(root/'nbs'))
-        else: copies.add(file.relative_to(root)); goal = Path('files')/file.relative_to(root)
+        if file.suffix == '.ipynb' and file.is_relative_to(root/'nbs'):
+            goal = page_path(file.relative_to(root/'nbs'))
+        else:
+            copies.add(file.relative_to(root))
+            goal = Path('files')/file.relative_to(root)
         return os.path.relpath(goal, notebook.parent) + mark + anchor
     return move
 
@@ -182,8 +185,9 @@ def cell_markdown(cell:dict, # from `read_cells`
 _DOCLINK = re.compile(r'\[(`[^`]+`)\]\(https?://[^)\s]+\.html#[\w.]+\)')
 
 def _in_order(cells:list[dict], names:list[str]):
+    def place(cell): return names.index(_shown(cell)) if _shown(cell) in names else 0
     for shown, run in groupby(cells, lambda c: bool(_shown(c))):
-        yield from sorted(run, key=lambda c: names.index(_shown(c)) if _shown(c) in names else 0) if shown else run
+        yield from sorted(run, key=place) if shown else run
 
 def _given(cells:list[dict]) -> set[str]: # names of variables, parameters and keyword arguments
     given = re.compile(r'(?:^|[(,]\s*)(\w+)\s*[:=](?!=)', re.M)
@@ -198,7 +202,8 @@ def make_page(notebook:Path, # below nbs/
     original, cells = read_cells(root/'nbs'/notebook), read_cells(processed/notebook)
     title, blurb, rest = heading(original)
     module = re.search(r'^#\|\s*default_exp\s+(\S+)', '\n'.join(c['source'] for c in original), re.M)
-    page, sources, move = Page(notebook, title, module[1] if module else ''), definitions(original), in_site(notebook, root, copies)
+    page, sources = Page(notebook, title, module[1] if module else ''), definitions(original)
+    move = in_site(notebook, root, copies)
     page.taken = _given(original)
     told = {_shown(c) for c in cells}
     def prose(text): return formulas(relink(_DOCLINK.sub(r'\1', text), move))
@@ -209,7 +214,8 @@ def make_page(notebook:Path, # below nbs/
         return formulas(text)
     origin = f'`from reasonnb.{page.module} import ...`{{.module}}' if module else ''
     body = [cell_markdown(c, prose, page.picture, title, documented) for c in _in_order(cells, list(sources))]
-    page.body = '\n\n'.join(p for p in (f'# {title}', blurb and f'{prose(blurb)}\n{{.blurb}}', origin, prose(rest), *body) if p)
+    parts = [f'# {title}', blurb and f'{prose(blurb)}\n{{.blurb}}', origin, prose(rest), *body]
+    page.body = '\n\n'.join(filter(None, parts))
     return page
 
 # %% ../../nbs/lab/16_pages.ipynb #fd7c7646
