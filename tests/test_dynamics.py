@@ -149,7 +149,7 @@ def test_the_nested_network_by_differences(boards):
 
 def test_nothing_travels_or_not_yet(boards):
     deaf = network(feedback=False)
-    with pytest.raises(UserError, match='neither prediction nor notes'): trajectory(deaf, boards[0], 2)
+    with pytest.raises(UserError, match='neither prediction nor hidden state'): trajectory(deaf, boards[0], 2)
     fresh = network(recurrence='add', start='random')
     with pytest.raises(UserError, match='take a later state'): spectral_radius(fresh, fresh.start(boards[0]))
 
@@ -158,9 +158,9 @@ def test_states_are_selected_part_by_part(boards):
     state, rows = state_after(network(recurrence='streams'), boards[0], 2), torch.tensor([True, False] * 6)
     few = select(state, rows)
     assert all(torch.equal(a, b[rows]) for a, b in zip(few[:4], state[:4])) and few.iteration == 2
-    assert select(State(rows, rows), rows).notes is None and len(select(State(rows, rows), rows).now) == 6
+    assert select(State(rows, rows), rows).hidden is None and len(select(State(rows, rows), rows).next_input) == 6
     pair = State(torch.arange(3), torch.arange(3), hidden=State(torch.arange(3), torch.arange(3)))
-    assert select(pair, torch.tensor([2])).notes.next_input.tolist() == [2]
+    assert select(pair, torch.tensor([2])).hidden.next_input.tolist() == [2]
 
 
 def test_the_mode_and_the_numbers_of_a_network_with_dropout(boards):

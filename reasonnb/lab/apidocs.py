@@ -18,14 +18,19 @@ def definitions(cells:list[dict], # from `read_cells`
         if cell['cell_type'] != 'code' or not re.search(r'^#\|\s*exports?\b', cell['source'], re.M): continue
         lines = cell['source'].splitlines()
         def add(node, prefix=''):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith('_'): return
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef): return
+            if node.name.startswith('_'): return
             first = min([node.lineno] + [d.lineno for d in node.decorator_list])
             found[prefix + node.name] = textwrap.dedent('\n'.join(lines[first - 1:node.end_lineno]))
             if isinstance(node, ast.ClassDef):
-                for child in node.body: add(child, f'{prefix}{node.name}.')
+                for child in node.body:
+                    add(child, f'{prefix}{node.name}.')
         try: nodes = ast.parse(cell['source']).body
-        except SyntaxError as e: raise UserError(f"an exported cell is not Python: {e.msg} in {(e.text or '').strip()!r}") from None
-        for node in nodes: add(node)
+        except SyntaxError as e:
+            text = (e.text or '').strip()
+            raise UserError(f"an exported cell is not Python: {e.msg} in {text!r}") from None
+        for node in nodes:
+            add(node)
     return found
 
 # %% ../../nbs/lab/15_apidocs.ipynb #69376b35
@@ -46,8 +51,13 @@ def _arguments(node) -> list[tuple[str, ast.AST|None, ast.AST|None, int]]: # lab
     if a.vararg or a.kwonlyargs: rows.append((a.vararg, None, '*'))
     rows += zip(a.kwonlyargs, a.kw_defaults, [''] * len(a.kwonlyargs))
     if a.kwarg: rows.append((a.kwarg, None, '**'))
-    return [(star + (arg.arg if arg else ''), arg and arg.annotation, default, (default or arg).end_lineno if arg else 0)
-            for arg, default, star in rows if not (arg and arg.arg in ('self', 'cls') and arg is plain[0])]
+    if plain and plain[0].arg in ('self', 'cls'): rows = rows[1:]
+    return [_argument(*row) for row in rows]
+
+def _argument(arg:ast.arg|None, default:ast.AST|None, star:str) -> tuple[str, ast.AST|None, ast.AST|None, int]:
+    "Label, type, default and last line of one parameter; None is the bare `*`."
+    if arg is None: return star, None, default, 0
+    return star + arg.arg, arg.annotation, default, (default or arg).end_lineno
 
 def parameters(source:str, # of one function or class
                ) -> list[tuple[str, str, str, str]]: # label, type, default, meaning
@@ -61,14 +71,22 @@ def parameters(source:str, # of one function or class
     return rows + [('->', show(arrow), '', meaning.get('->', ''))] * bool(arrow)
 
 # %% ../../nbs/lab/15_apidocs.ipynb #756df061
-_KINDS = {'property': 'property ', 'cached_property': 'property ', 'classmethod': 'classmethod ', 'staticmethod': 'staticmethod '}
+_KINDS = {'property': 'property ', 'cached_property': 'property ', 'classmethod': 'classmethod ',
+          'staticmethod': 'staticmethod '}
 
-def signature(name:str, # Config.replace
-              source:str, width:int=88) -> str:
+def _spelled(label:str, kind:str, default:str) -> str:
+    "One parameter of a call: `a`, `a: int`, `a=1` or `a: int = 1`."
+    text = f'{label}: {kind}' if kind else label
+    if not default: return text
+    return f'{text} = {default}' if kind else f'{text}={default}'
+
+def signature(name:str, # name of a function, class or method, e.g. Config.replace
+              source:str, # its source
+              width:int=88, # most columns of a line
+             ) -> str:
     "The call, on as many lines as it needs; of a class that takes nothing, its bases."
     node, rows = ast.parse(source).body[0], parameters(source)
-    parts = [label + (f': {kind}' if kind else '') + (f' = {default}' if default and kind else f'={default}' if default else '')
-             for label, kind, default, _ in rows if label != '->']
+    parts = [_spelled(label, kind, default) for label, kind, default, _ in rows if label != '->']
     if isinstance(node, ast.ClassDef): head, parts = 'class ', parts or [ast.unparse(base) for base in node.bases]
     else: head = ''.join(_KINDS.get(ast.unparse(d).split('.')[-1], '') for d in node.decorator_list)
     tail = ''.join(f' -> {kind}' for label, kind, _, _ in rows if label == '->')
@@ -81,8 +99,10 @@ def signature(name:str, # Config.replace
     return f'{head}{name}(\n' + ''.join(f'    {line.rstrip()}\n' for line in lines) + f'){tail}'
 
 # %% ../../nbs/lab/15_apidocs.ipynb #54cbc129
-def _code(text:str) -> str: # as code in a cell of a markdown table
-    return f'`{text}`' if text and '|' not in text else text and f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+def _code(text:str) -> str: # markdown
+    "A text as code in a cell of a markdown table."
+    if not text: return ''
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if '|' in text else f'`{text}`'
 
 def _parameter_table(source:str) -> str:
     rows = [row for row in parameters(source) if row[0] != '*']
@@ -90,13 +110,14 @@ def _parameter_table(source:str) -> str:
     used = [True] + [any(row[i] for row in rows) for i in (1, 2, 3)]
     names = ['*returns*' if label == '->' else _code(label) for label, *_ in rows]
     meaning = [re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or '&#124;', row[3]) for row in rows]
-    table = [('', 'Type', 'Default', 'Meaning'), ('---',) * 4,
-             *((name, _code(kind), _code(default), note) for name, (_, kind, default, _), note in zip(names, rows, meaning))]
+    kinds, defaults = ([_code(row[i]) for row in rows] for i in (1, 2))
+    table = [('', 'Type', 'Default', 'Meaning'), ('---',) * 4, *zip(names, kinds, defaults, meaning)]
     return '\n'.join('| ' + ' | '.join(c for c, u in zip(row, used) if u) + ' |' for row in table)
 
-def symbol(name:str, # Config, Config.replace
-           sources:dict[str, str], # from `definitions`
-           level:int=3) -> str:
+def symbol(name:str, # name of a function, class or method, e.g. Config.replace
+           sources:dict[str, str], # name -> source, from `definitions`
+           level:int=3, # level of its heading
+          ) -> str: # markdown
     "The markdown of one symbol: call, docstring, parameters, source; for a class its methods too."
     source = sources[name]
     node = ast.parse(source).body[0]

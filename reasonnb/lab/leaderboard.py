@@ -48,8 +48,8 @@ def p_boards(new:int, # boards solved
     "How likely at least `new` solved boards are, if both sides solve the same share (Fisher, one-sided)."
     solved, every = new + old, n_new + n_old
     outcomes = range(new, min(n_new, solved) + 1)
-    ways = sum(math.comb(n_new, k) * math.comb(n_old, solved - k) for k in outcomes)
-    return ways / math.comb(every, solved)
+    count = sum(math.comb(n_new, k) * math.comb(n_old, solved - k) for k in outcomes)
+    return count / math.comb(every, solved)
 
 # %% ../../nbs/lab/11_leaderboard.ipynb #e94466e1
 REFERENCE = .1  # CPU seconds of the reference work on the machine of the first record, which only sets the unit
@@ -62,7 +62,8 @@ def reference_work() -> float: # CPU seconds
         up = torch.linspace(-.1, .1, 2048).view(32, 64).requires_grad_()
         down = torch.linspace(-.1, .1, 2048).view(64, 32).requires_grad_()
         with torch.enable_grad():
-            for _ in range(8): state = state + (state @ up).relu() @ down
+            for _ in range(8):
+                state = state + (state @ up).relu() @ down
             state.square().mean().backward()
     return time.process_time() - start
 

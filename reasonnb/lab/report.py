@@ -19,8 +19,8 @@ from ..core.paths import workspace
 from ..core.records import atomic
 from . import catalogue
 from .claims import claims_table
-from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_mark, _name, _rows, _say, _whisker,
-                                  present, save, freeze_layout, style, to_markdown)
+from .figures import (COLOURS, FAINT, _axis, _canvas, _column, _is_share, _log_mark, _name, _rows, _say,
+                                  _whisker, present, save, freeze_layout, style, to_markdown)
 from .narrative import verdicts
 from .results import as_catalogued, as_frame, headline, load_records, samples, side_by_side, table
 from .runs import Plan
@@ -29,19 +29,22 @@ from .runs import Plan
 @dataclass(frozen=True)
 class Report:
     "The parts of a report and where they were written."
-    table: pd.DataFrame # one row per experiment and set of changes: `own_mean` and so on of the sweep, `mean` and so on of the reference
-    verdicts: pd.DataFrame # of the claims about these experiments
-    table_path: Path
-    figure_path: Path
-    notebooks: list[Path] # executed, one per run
+    table: pd.DataFrame # a row per experiment and set of changes: `own_mean` ... of the sweep, `mean` ... of the reference
+    verdicts: pd.DataFrame # a row per claim about these experiments that can be judged
+    table_path: Path # file of the table, Markdown
+    figure_path: Path # file of the figure, SVG
+    notebooks: list[Path] # executed notebooks, one per run
 
     def text(self) -> str:
         "The report in a terminal."
-        def name(path): return path.relative_to(workspace()).as_posix() if path.is_relative_to(workspace()) else str(path)
-        claims = self.verdicts.to_string(index=False) if len(self.verdicts) else 'no claim of the log can be judged by these runs'
-        shown = beside_reference(self.table).drop(columns=['data', 'protocol'])
-        return '\n'.join([shown.to_string(index=False), '', claims, '', *(f'notebook   {name(path)}' for path in self.notebooks),
-                          f'figure     {name(self.figure_path)}', f'table      {name(self.table_path)}'])
+        root = workspace()
+        def name(path): return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        claims = 'no claim of the log can be judged by these runs'
+        if len(self.verdicts): claims = self.verdicts.to_string(index=False)
+        shown = beside_reference(self.table).drop(columns=['data', 'protocol']).to_string(index=False)
+        notebooks = [f'notebook   {name(path)}' for path in self.notebooks]
+        files = [f'figure     {name(self.figure_path)}', f'table      {name(self.table_path)}']
+        return '\n'.join([shown, '', claims, '', *notebooks, *files])
 
 # %% ../../nbs/lab/18_report.ipynb #50dc0c91
 def _named(row) -> str:
@@ -54,12 +57,17 @@ def beside_reference(rows:pd.DataFrame, # from `side_by_side`, rows with own run
     own = rows.assign(**{name: rows[f'own_{name}'] for name in ('mean', 'low', 'high', 'n', 'seconds')})
     shown, unit = present(own), ', %' if _is_share(rows['metric'].iloc[0]) else ''
     if writes_reference(): return shown  # it is the reference
-    there = [f'{_say(row.mean, row.metric)} ({_say(row.low, row.metric)} to {_say(row.high, row.metric)}), n {row.n}' if row.n else '–'
-             for row in rows.itertuples()]
+    there = [_interval_text(row) if row.n else '–' for row in rows.itertuples()]
     shown.insert(list(shown).index('n') + 1, f'reference{unit}', there)
     return shown
 
-def _finding(rows:pd.DataFrame, least:bool # a smaller value is better
+def _interval_text(row) -> str:
+    "Mean, interval and number of seeds of the reference."
+    mean, low, high = (_say(value, row.metric) for value in (row.mean, row.low, row.high))
+    return f'{mean} ({low} to {high}), n {row.n}'
+
+def _finding(rows:pd.DataFrame,
+             least:bool, # whether a smaller value is better
             ) -> str:
     "Best and worst experiment in words."
     metric = rows['metric'].iloc[0]
@@ -69,49 +77,75 @@ def _finding(rows:pd.DataFrame, least:bool # a smaller value is better
     return f'{_name(metric).capitalize()}: ' + ', '.join(ends if len(ends) < 3 else [ends[0], ends[-1]])
 
 # %% ../../nbs/lab/18_report.ipynb #04a8c3eb
-def picture(rows:pd.DataFrame, # as for `beside_reference`
-            seeds:list[list[float]], # the sweep's values, a list per row
-            title:str) -> Figure:
+def picture(rows:pd.DataFrame, # rows with own runs, as for `beside_reference`
+            seeds:list[list[float]], # the sweep's values, one list per row
+            title:str, # the finding
+           ) -> Figure:
     "Every seed and the mean with its 95 % interval, the reference, and the log's value."
     metric = rows['metric'].iloc[0]
     with plt.rc_context(style()):
         fig, ax = _canvas(title, 7.4, 1.35 + .46*len(rows))
         for place, (row, values) in enumerate(zip(rows.itertuples(), seeds)):
             ax.plot(values, [place - .2]*len(values), 'o', ms=3.4, mfc='none', mec=FAINT, mew=.9, zorder=2)
-            _whisker(ax, place, row.own_mean, row.own_low, row.own_high, COLOURS[0])
-            if row.n and not writes_reference(): _whisker(ax, place + .24, row.mean, row.low, row.high, FAINT, 's')
+            _whisker(ax, place, row.own_mean, low=row.own_low, high=row.own_high, colour=COLOURS[0])
+            if row.n and not writes_reference():
+                _whisker(ax, place + .24, row.mean, low=row.low, high=row.high, colour=FAINT, marker='s')
             _log_mark(ax, row.log_value, place - .2)
         _rows(ax, [_named(row) for row in rows.itertuples()])
         means = [[_say(value, metric) for value in rows[name]] for name in ('own_mean', 'mean', 'log_value')]
-        whose, other = ('mean', '') if writes_reference() else ('yours', 'reference')
         unit = ', %' if _is_share(metric) else ''
-        for x, head, column in zip((48, 116, 164), (whose, other, 'log'), means):
+        for x, head, column in zip((48, 116, 164), _heads(), means):
             if head: _column(ax, x, head + unit, column)
-        _axis(ax.xaxis, metric); ax.set_xlabel(f"{_name(metric)} at scale {rows['scale'].iloc[0]}")
-        keys = [ax.plot([], [], 'o-', color=COLOURS[0], lw=2.4, mec='white')[0], ax.plot([], [], 's-', color=FAINT, lw=2.4, mec='white')[0], _log_mark(ax, float('nan'), 0)]
-        words = [f'{whose}, 95 % interval', 'the reference', 'the log, at its own scale']
-        shown = [i for i in range(3) if i != 1 or other]
-        fig.legend([keys[i] for i in shown], [words[i] for i in shown], loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
+        _axis(ax.xaxis, metric)
+        ax.set_xlabel(f"{_name(metric)} at scale {rows['scale'].iloc[0]}")
+        _keys(fig, ax)
         return freeze_layout(fig)
 
+def _heads() -> tuple[str, str, str]:
+    "Heads of the columns for the runs, the reference and the log; '' where there is none beside them."
+    return ('mean', '', 'log') if writes_reference() else ('yours', 'reference', 'log')
+
+def _keys(fig:Figure, ax):
+    "The legend below the axes."
+    whose, other, _ = _heads()
+    keys = {f'{whose}, 95 % interval': ax.plot([], [], 'o-', color=COLOURS[0], lw=2.4, mec='white')[0],
+            'the reference': ax.plot([], [], 's-', color=FAINT, lw=2.4, mec='white')[0],
+            'the log, at its own scale': _log_mark(ax, float('nan'), 0)}
+    if not other: del keys['the reference']
+    fig.legend(keys.values(), keys.keys(), loc='outside lower left', ncols=3, frameon=False, fontsize=8.5)
+
 # %% ../../nbs/lab/18_report.ipynb #4ed9b00f
-def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str, log:str) -> pd.DataFrame:
+def _judged(slugs:list[str], # experiments of the sweep, as catalogued
+            own:pd.DataFrame, # records of the sweep
+            reference:pd.DataFrame, # records of the reference
+            scale:str, log:str) -> pd.DataFrame:
     "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
     names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(claims_table()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
-    twins = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales and catalogue.canonical(slug, scale) in slugs]
-    mine, theirs = (verdicts(*twins, records=records, scale=scale) for records in (own, reference))
+    known = [slug for slug, (system, _) in catalogue.experiments().items() if scale in system.scales]
+    aliases = [slug for slug in known if catalogue.canonical(slug, scale) in slugs]
+    mine, theirs = (verdicts(*aliases, records=records, scale=scale) for records in (own, reference))
     found = mine.assign(reference=theirs['verdict'].values)
     return found[found['verdict'] != 'not run'][names]
 
-def _group(name:str, own:pd.DataFrame, reference:pd.DataFrame, metric:str, out:str|Path|None) -> Report:
+def _in_sweep_order(rows:pd.DataFrame, own:pd.DataFrame) -> pd.DataFrame:
+    "The rows with own runs, in the order in which the sweep names them."
+    order = list(dict.fromkeys(zip(own['experiment'], own['changes'])))
+    rows = rows[rows['own_n'] > 0]
+    places = [order.index(key) for key in zip(rows['experiment'], rows['changes'])]
+    return rows.assign(place=places).sort_values('place').drop(columns='place').reset_index(drop=True)
+
+def _group(name:str, # name of the files
+           own:pd.DataFrame, # records of the sweep
+           reference:pd.DataFrame, # records of the reference
+           metric:str, # metric by which the experiments are compared
+           out:str|Path|None, # folder to write to, None: figures/<log>
+          ) -> Report:
     "The report on runs of one system at one scale."
     own, log, scale = as_catalogued(own), own['log'].iloc[0], own['scale'].iloc[0]
-    rows = side_by_side(table(reference, metric, scale), table(own, metric, scale))
-    place = {key: at for at, key in reversed(list(enumerate(zip(own['experiment'], own['changes']))))}  # in the order of the sweep
-    rows = rows[rows['own_n'] > 0].assign(place=lambda x: [place[key] for key in zip(x['experiment'], x['changes'])])
-    rows = rows.sort_values('place').drop(columns='place').reset_index(drop=True)
-    seeds = [samples(own[(own['experiment'] == row.experiment) & (own['changes'] == row.changes)], metric) for row in rows.itertuples()]
+    rows = _in_sweep_order(side_by_side(table(reference, metric, scale), table(own, metric, scale)), own)
+    def runs_of(row): return own[(own['experiment'] == row.experiment) & (own['changes'] == row.changes)]
+    seeds = [samples(runs_of(row), metric) for row in rows.itertuples()]
     least = own['record'].iloc[0].get('config', {}).get('best_mode', 'max') == 'min'
     folder = Path(out) if out else output('figures')/log
     figure_path = save(picture(rows, seeds, _finding(rows, least)), folder/f'{name}.svg')
@@ -119,12 +153,14 @@ def _group(name:str, own:pd.DataFrame, reference:pd.DataFrame, metric:str, out:s
     with atomic(table_path) as file: file.write(to_markdown(beside_reference(rows)).encode())
     slugs = list(dict.fromkeys(own['experiment'][own['changes'] == '']))
     notebooks = [Path(path)/'run.ipynb' for path in own['path']]
-    return Report(rows, _judged(slugs, own, reference, scale, log), table_path, figure_path, [path for path in notebooks if path.exists()])
+    found = _judged(slugs, own, reference, scale=scale, log=log)
+    return Report(rows, found, table_path=table_path, figure_path=figure_path,
+                  notebooks=[path for path in notebooks if path.exists()])
 
 # %% ../../nbs/lab/18_report.ipynb #42649a82
-def report(name:str, # of the files, e.g. that of the sweep
-           runs:list[Plan], # of the sweep, finished
-           out:str|Path|None=None, # folder to write to; None: figures/<log>, see `own.output`
+def report(name:str, # name of the files, e.g. that of the sweep
+           runs:list[Plan], # finished runs of the sweep
+           out:str|Path|None=None, # folder to write to, None: figures/<log>, see `own.output`
           ) -> list[Report]: # one per system, scale and metric
     "Make table, figure and verdicts of a sweep from the records of its runs; `UserError` if a record is missing."
     folders = [run.folder for run in runs]
@@ -137,7 +173,9 @@ def report(name:str, # of the files, e.g. that of the sweep
         key = run.system.name, run.scale, run.log, headline(record)
         groups.setdefault(key, []).append(at)
     for key, places in groups.items():
-        title = '-'.join([name, *(part for at, part in enumerate(key[:2]) if len({other[at] for other in groups}) > 1)])
-        if (title, key[2]) in made: title += f'-{key[3]}'  # one system at one scale, but runs known by different metrics
-        made[title, key[2]] = _group(title, own.iloc[places], reference, key[3], out)
+        _, _, log, metric = key
+        told = [part for at, part in enumerate(key[:2]) if len({other[at] for other in groups}) > 1]
+        title = '-'.join([name, *told])
+        if (title, log) in made: title += f'-{metric}'  # one system at one scale, but runs known by different metrics
+        made[title, log] = _group(title, own.iloc[places], reference, metric=metric, out=out)
     return list(made.values())

@@ -20,18 +20,22 @@ from .pages import Page, cell_markdown, heading, link_symbols, make_page, read_c
 VERDICT_SIGNS = dict(zip(claims.VERDICTS, '✓✗≈–')) # colour alone would not do
 
 def _number(value) -> str:
+    "A number for reading, '' for NaN and nothing."
     if value is None or value != value: return ''
     return f'{value:.3g}'.replace('-', '−') if isinstance(value, float) else str(value)
 
-def _ledger_row(claim:dict) -> str:
+def _ledger_row(claim:dict) -> str: # HTML
+    "One claim as a row of the table."
     c = {k: html.escape(_number(v)) for k, v in claim.items()}
     interval = f"{c['effect']} <span>[{c['low']}, {c['high']}]</span>" if c['low'] else c['effect']
     runs = ' / '.join(n for n in (c['n_left'], c['n_right']) if n and n != '0')
-    side = lambda text: f'<code>{text}</code>' if text else ''
-    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{side(c['left'])} {c['relation']} {side(c['right'])} in {side(c['metric'])}</p>",
+    def side(text): return f'<code>{text}</code>' if text else ''
+    formula = f"{side(c['left'])} {c['relation']} {side(c['right'])} in {side(c['metric'])}"
+    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{formula}</p>",
              f"<span class=\"verdict\">{VERDICT_SIGNS[claim['verdict']]} {c['verdict']}</span>",
              interval, runs, c['log_value'], c['reason'], c['log']]
-    return f"<tr id=\"{c['claim_id']}\" data-verdict=\"{c['verdict']}\">" + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+    row = ''.join(f'<td>{cell}</td>' for cell in cells)
+    return f"<tr id=\"{c['claim_id']}\" data-verdict=\"{c['verdict']}\">{row}</tr>"
 
 def ledger_page(ledger:pd.DataFrame, # from `claims.ledger`
                 ) -> Page:
@@ -40,11 +44,13 @@ def ledger_page(ledger:pd.DataFrame, # from `claims.ledger`
     counts = {v: sum(c['verdict'] == v for c in rows) for v in VERDICT_SIGNS}
     buttons = ''.join(f'<button type="button" data-verdict="{v}">{n} {v or "claims"}</button>'
                       for v, n in {'': len(rows), **counts}.items())
-    head = ''.join(f'<th>{h}</th>' for h in ('Claim', 'Verdict', 'Effect [95 % interval]', 'Runs', 'Log says', 'Reason', 'Log'))
+    columns = 'Claim', 'Verdict', 'Effect [95 % interval]', 'Runs', 'Log says', 'Reason', 'Log'
+    head = ''.join(f'<th>{column}</th>' for column in columns)
     page = Page(Path('claims.ipynb'), 'Claims ledger', meta={'hide': ['toc']})
     page.body = f'''# Claims ledger
 
-What the training logs claim, and what our runs say about it. *Contradicted* means that the interval lies on the other side, *undecided* that it spans zero.
+What the training logs claim, and what our runs say about it. *Contradicted* means that the interval lies on the
+other side, *undecided* that it spans zero.
 {{.blurb}}
 
 <div class="ledger">
@@ -89,7 +95,8 @@ driver.exec_nb = named
 config = get_config()
 config.d["skip_procs"] = "exec_show_docs"
 stage = pathlib.Path(sys.argv[1])
-serve.get_config = lambda: types.SimpleNamespace(config_path=stage, nbs_path=config.nbs_path, config_file=config.config_file)
+paths = types.SimpleNamespace(config_path=stage, nbs_path=config.nbs_path, config_file=config.config_file)
+serve.get_config = lambda: paths
 serve.proc_nbs(n_workers=0, force=True)
 '''
 
@@ -106,12 +113,15 @@ def process(root:Path, # of the repository
     fine, said = _python(['-c', _NBDEV, str(stage)], root)
     if not fine: raise UserError(said.split('\n')[-1])
     found = sorted(p.relative_to(stage/'_proc') for p in (stage/'_proc').rglob('*.ipynb'))
-    if not found: raise UserError(f"nbdev found no notebooks below {root/'nbs'}; a folder whose name begins with '.' or '_' hides them")
+    if not found:
+        raise UserError(f"nbdev found no notebooks below {root/'nbs'}; "
+                        "a folder whose name begins with '.' or '_' hides them")
     return found
 
 # %% ../../nbs/lab/21_site.ipynb #d33b3d83
 def _zensical(root:Path, stage:Path, nav:list) -> Path: # the site, still below the stage
-    config = yaml.safe_load((root/'mkdocs.yml').read_text(encoding='utf-8')) | {'docs_dir': '_pages', 'site_dir': '_site', 'nav': nav}
+    config = yaml.safe_load((root/'mkdocs.yml').read_text(encoding='utf-8'))
+    config |= {'docs_dir': '_pages', 'site_dir': '_site', 'nav': nav}
     (stage/'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
     fine, said = _python(['-m', 'zensical', 'build', '--strict', '-f', 'mkdocs.yml'], stage)
     faults = [f'{where}: {what}' for what, where in re.findall(r'Warning: (.*?)\n.*?\[ (\S+) \]', said)]
@@ -124,7 +134,8 @@ def _write_pages(root:Path, stage:Path, pages:list[Page], copies:set[Path]):
     here = stage/'_pages'
     for page in pages:
         (here/page.path).parent.mkdir(parents=True, exist_ok=True)
-        (here/page.path).write_text(f'---\n{yaml.safe_dump({"title": page.title} | page.meta)}---\n\n{page.body}\n', encoding='utf-8')
+        meta = yaml.safe_dump({'title': page.title} | page.meta)
+        (here/page.path).write_text(f'---\n{meta}---\n\n{page.body}\n', encoding='utf-8')
         for name, raw in page.files.items():
             (here/page.path.parent/name).parent.mkdir(exist_ok=True)
             (here/page.path.parent/name).write_bytes(raw)
@@ -176,6 +187,7 @@ def readme(out:str='README.md', # from the root of the repository
         return pictures[-1]
     shown = [c for c in cells if not re.search(r'^#\|\s*(hide|export\w*|default_exp)\b', c['source'], re.M)]
     parts = [cell_markdown(c, lambda text: relink(text, move), picture, 'figure') for c in shown]
-    text = '<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n' + '\n\n'.join(p for p in parts if p) + '\n'
+    head = '<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->'
+    text = '\n\n'.join(filter(None, [head, *parts])) + '\n'
     with atomic(root/out) as file: file.write(text.encode())
     return root/out

@@ -43,7 +43,8 @@ def plan_sweep(experiments:Iterable[str], # slugs of experiments
     return Sweep(tuple(runs.values()), tuple(twins.items()), timeout)
 
 # %% ../../nbs/lab/05_sweeps.ipynb #7c5f2375
-WANTED = {'experiments': 'a name', 'scales': 'a name', 'seeds': 'a whole number', 'overrides': 'settings such as lr=1e-3'}
+WANTED = {'experiments': 'a name', 'scales': 'a name', 'seeds': 'a whole number',
+          'overrides': 'settings such as lr=1e-3'}
 
 def check_seconds(seconds:float, # seconds allowed for a run, 0 = any
                  ) -> float: # the same number
