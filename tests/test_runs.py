@@ -152,7 +152,7 @@ def test_full_disk_of_the_driver(root):
 def test_a_kernel_that_does_not_start_is_tried_twice(monkeypatch):
     no_kernel = {'status': 'no kernel', 'error': 'no'}
     answers = [no_kernel, {'status': 'failed', 'error': 'other'}, no_kernel.copy(), no_kernel.copy()]
-    monkeypatch.setattr(runs, '_attempt', lambda *_: answers.pop(0))
+    monkeypatch.setattr(runs, '_attempt', lambda *_, **__: answers.pop(0))
     assert execute(plan('start', seed=60))['error'] == 'other'
     assert execute(plan('start', seed=60))['status'] == 'failed' and not answers
 

@@ -16,7 +16,7 @@ from ..core.own import SIDES, read_records, record_paths
 from ..core.paths import repository, shipped, workspace
 
 # %% ../../nbs/lab/00_catalogue.ipynb #081e853b
-def root() -> Path: # absolute
+def root() -> Path: # absolute path
     "The repository, as `core.paths` finds it; `UserError` where there is none."
     return repository()
 
@@ -48,7 +48,8 @@ def title(slug:str # of an experiment or a section
     return known.get(slug, slug)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
-SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments', 'reasonnb.systems.equilibrium.experiments')
+SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',
+           'reasonnb.systems.equilibrium.experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM
@@ -79,7 +80,9 @@ def _find(slug:str) -> tuple[System, Experiment]:
     known = experiments()
     if slug in known: return known[slug]
     row = sections().query('slug == @slug')
-    if len(row): raise UserError(f"{slug!r} ({row['log'].iloc[0]}, {row['kind'].iloc[0]}) has no configuration yet; `reasonnb list` shows what can be run")
+    if len(row):
+        raise UserError(f"{slug!r} ({row['log'].iloc[0]}, {row['kind'].iloc[0]}) has no configuration yet; "
+                        "`reasonnb list` shows what can be run")
     raise unknown('experiment', slug, known)
 
 def system_of(slug:str) -> System:
@@ -92,13 +95,14 @@ def chain(slug:str) -> list[str]: # slugs from the root to `slug`
     found, name = [], slug
     while name:
         if name in found: raise UserError(f"{name!r} is its own base: {' -> '.join(reversed(found))}")
-        if found and name not in experiments(): raise UserError(f"{found[-1]!r} builds on {name!r}, which has no configuration yet")
+        if found and name not in experiments():
+            raise UserError(f"{found[-1]!r} builds on {name!r}, which has no configuration yet")
         found.append(name)
         name = _find(name)[1].base
     return found[::-1]
 
 def log_of(slug:str) -> str:
-    "The log an experiment belongs to: that of its section, else that of the nearest base with one, else the first of its system."
+    "The log of an experiment: that of its section, else of its nearest base with one, else the first of its system."
     logs = dict(zip(sections()['slug'], sections()['log']))
     return next((logs[name] for name in reversed(chain(slug)) if name in logs), system_of(slug).logs[0])
 
@@ -112,15 +116,15 @@ def _fields(system:System, slug:str, scale:str) -> dict: # a config's fields; no
         fields |= experiment.change | experiment.at.get(scale, {})
     return fields
 
-def settings(slug:str, # of an experiment
+def settings(slug:str, # slug of an experiment
              scale:str='smoke', # 'smoke', 'laptop', 'h200' or 'log'
             ) -> tuple[System, dict]: # the system, and field -> value; other fields have their defaults
-    "The system of an experiment and what the experiment sets: scale <- changes from the root to `slug`, each with its extra at this scale."
+    "What an experiment sets: scale <- changes from the root to `slug`, each with its extra at this scale."
     system = system_of(slug)
     if scale not in system.scales: raise unknown('scale', scale, system.scales)
     return system, dict(_fields(system, slug, scale))
 
-def resolve(slug:str, # of an experiment
+def resolve(slug:str, # slug of an experiment
             scale:str='smoke', # 'smoke', 'laptop', 'h200' or 'log'
             **overrides, # fields to change last, as objects or as text
            ) -> Config:
@@ -134,11 +138,11 @@ def _firsts(system:System, scale:str) -> dict[str, str]: # slug -> the first slu
     found, firsts = {}, {}
     for experiment in system.experiments:
         try: found[experiment.slug] = firsts.setdefault(resolve(experiment.slug, scale).id, experiment.slug)
-        except UserError: continue  # another experiment's trouble is not this one's
+        except UserError: continue  # an error of another experiment
     return found
 
-def canonical(slug:str, # of an experiment
-              scale:str='smoke',
+def canonical(slug:str, # slug of an experiment
+              scale:str='smoke', # 'smoke', 'laptop', 'h200' or 'log'
              ) -> str: # a slug of the same system
     "The first experiment with the same settings: two slugs with one config are one experiment."
     firsts = _firsts(system_of(slug), scale)
@@ -153,19 +157,25 @@ def missing(log:str|None=None, # one log, or None for all
     return [slug for slug, kind in zip(rows['slug'], rows['kind']) if kind in RUN_LIKE and slug not in known]
 
 # %% ../../nbs/lab/00_catalogue.ipynb #d021b77c
-def _records(slug:str, scale:str) -> tuple[list[dict], list[str]]: # the runs; a line for each record that cannot be read
+def _run_row(side:str, path:Path, record:dict) -> dict:
+    "A run in short: whose it is, where it is kept, seed, metrics and date."
+    about = {'records': side, 'folder': os.path.relpath(path.parent, workspace())}
+    return about | {name: record.get(name) for name in ('seed', 'metrics', 'finished')}
+
+def _records(slug:str, scale:str) -> tuple[list[dict], list[str]]: # the runs, and a message for each unreadable record
+    "The runs of an experiment at a scale, of the reference and own ones."
     name, runs, said = canonical(slug, scale), [], []
+    def belongs(path): return name in path.parts and path.parent.name.startswith(f'{scale}-')
     for side in SIDES:
-        found, faults = read_records([path for path in record_paths(side) if name in path.parts and path.parent.name.startswith(f'{scale}-')])
-        runs += [{'records': side, 'folder': os.path.relpath(path.parent, workspace())} | {k: record.get(k) for k in ('seed', 'metrics', 'finished')}
-                 for path, record in found]
+        found, faults = read_records(list(filter(belongs, record_paths(side))))
+        runs += [_run_row(side, path, record) for path, record in found]
         said += faults
     return runs, said
 
-def describe(slug:str, # of an experiment, or of any section
-             scale:str='smoke',
-            ) -> dict: # plain data; without `config` when there is none yet
-    "Section text, inheritance, settings with `(value, base's value)`, and the runs of one slug: of the reference, and own ones."
+def describe(slug:str, # slug of an experiment, or of any section
+             scale:str='smoke', # 'smoke', 'laptop', 'h200' or 'log'
+            ) -> dict: # plain data, without `config` when there is none yet
+    "Section text, inheritance, settings as `(value, base's value)`, and the runs of one slug, reference and own."
     rows = sections().query('slug == @slug').to_dict('records')
     if not rows: _find(slug)
     about = {'slug': slug, 'scale': scale} | (rows[0] if rows else {'log': log_of(slug), 'kind': 'own'})

@@ -26,14 +26,14 @@ VERDICTS = ('holds', 'contradicted', 'undecided', 'not run')
 SEEDS = 3 # fewer runs are shown but not judged
 
 class Finding(NamedTuple):
-    "A verdict with its evidence: effect (left minus right), 95 % interval, seeds on each side, and what a reader must know."
-    verdict: str
-    effect: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    n_left: int = 0
-    n_right: int = 0
-    reason: str = ''
+    "A verdict with its evidence."
+    verdict: str  # one of VERDICTS
+    effect: float = math.nan  # left minus right, in units of the metric
+    low: float = math.nan  # lower bound of its 95 % interval
+    high: float = math.nan  # upper bound
+    n_left: int = 0  # seeds on the left side
+    n_right: int = 0  # seeds on the right side, 0 for a number
+    reason: str = ''  # what a reader must know
 
 # %% ../../nbs/lab/08_claims.ipynb #de9fc826
 def judge(relation:str, # '>', '<', '>=' or '~='
@@ -46,7 +46,8 @@ def judge(relation:str, # '>', '<', '>=' or '~='
              '~=': (-tolerance <= low and high <= tolerance, low > tolerance or high < -tolerance)}
     if relation not in rules: raise UserError(f"relation {relation!r}: expected one of {', '.join(rules)}")
     holds, contradicted = rules[relation]
-    return 'holds' if holds else 'contradicted' if contradicted else 'undecided'
+    if holds: return 'holds'
+    return 'contradicted' if contradicted else 'undecided'
 
 # %% ../../nbs/lab/08_claims.ipynb #28f7c572
 def tolerance(relation:str, # '>', '<', '>=' or '~='
@@ -67,7 +68,8 @@ def judge_none(shares:list[float], # share solved, one per seed
     "Does the pooled solve rate stay within what the log's zero allows?"
     pooled = wilson(round(sum(shares)*n), round(n*len(shares)))
     bar = wilson(0, round(log_n)).high
-    return 'holds' if pooled.high <= bar else 'contradicted' if pooled.low > bar else 'undecided', pooled
+    if pooled.high <= bar: return 'holds', pooled
+    return 'contradicted' if pooled.low > bar else 'undecided', pooled
 
 # %% ../../nbs/lab/08_claims.ipynb #9315c4ab
 def judge_events(truths:list[bool], # one per seed
@@ -94,13 +96,15 @@ def collapsed(record:dict, # one record
 # %% ../../nbs/lab/08_claims.ipynb #dfdaf451
 NEEDS_FUNCTION = frozenset("""
 en_run2_reaches_reference en_loss_up_accuracy_up en_z_static en_accuracy_flat_langevin
-st_mixed_gt_easy_hard st_mixed_easy_same st_hard_gt_mixed_hard st_hard_lt_mixed_easy st_reverse_no_easy_cost st_reverse_hardest
-st_recur_hard_gain st_domain_gain st_domain_loss st_domain_hardest st_domain_mid_loss st_data_gain st_data_cross_gain
+st_mixed_gt_easy_hard st_mixed_easy_same st_hard_gt_mixed_hard st_hard_lt_mixed_easy st_reverse_no_easy_cost
+st_reverse_hardest st_recur_hard_gain st_domain_gain st_domain_loss st_domain_hardest st_domain_mid_loss
+st_data_gain st_data_cross_gain
 st_mixed100k_vs_2_7m st_mixer_hard_lower st_mixer_easy_higher st_scale_up_early st_phase_scaling st_regular_drops
 st_regular_early_lead st_warmup_always_ahead st_140k_lt st_bs8192_oom
 rl_engram_lt_baseline_midrun rl_resume_spike_haar rl_resume_spike_engram rl_engram_never_recovers rl_gnorm_grows
-rl_gnorm_haar_small rl_ramp_safer rl_low_peak_safer rl_plateau_before_decay rl_mtp_ratio_constant rl_engram_loss_equals_h
-rl_baseline_best_not_final rl_init_near_uniform rl_lr_extension rl_loop_slow rl_vram_bound eq_flat_top""".split())
+rl_gnorm_haar_small rl_ramp_safer rl_low_peak_safer rl_plateau_before_decay rl_mtp_ratio_constant
+rl_engram_loss_equals_h rl_baseline_best_not_final rl_init_near_uniform rl_lr_extension rl_loop_slow
+rl_vram_bound eq_flat_top""".split())
 
 # %% ../../nbs/lab/08_claims.ipynb #e016737b
 class _NotRun(Exception):
@@ -110,14 +114,17 @@ def _side(records:pd.DataFrame, slug:str, scale:str) -> pd.DataFrame:
     "The runs of one side; says what is missing if there are none."
     try: runs = runs_of(records, slug, scale)
     except UserError:
-        outside = dict(zip(catalogue.sections()['slug'], catalogue.sections()['kind'])).get(slug) == 'benchmark'
-        raise _NotRun(f'{slug} is a published result on a data set of its own; quoted, not rerun' if outside else f'no config yet: {slug}') from None
+        kinds = dict(zip(catalogue.sections()['slug'], catalogue.sections()['kind']))
+        missing = f'no config yet: {slug}'
+        if kinds.get(slug) == 'benchmark':
+            missing = f'{slug} is a published result on a data set of its own; quoted, not rerun'
+        raise _NotRun(missing) from None
     if len(runs): return runs
     other = ((records['experiment'] == slug) & (records['scale'] == scale)).sum()
     raise _NotRun(f'no runs of {slug} at {scale}' + (f' as catalogued ({other} with changes)' if other else ''))
 
 def _ask(function, left:pd.DataFrame, right:pd.DataFrame|None):
-    "What a claim's own function says; one that fails must not take the other claims with it."
+    "The answer of a claim's own function; one that fails must not stop the other claims."
     try: return function(list(left['record']), [] if right is None else list(right['record']))
     except KeyError: raise
     except Exception as error: raise _NotRun(f'its function failed: {type(error).__name__}: {error}') from error
@@ -135,14 +142,20 @@ def _test_items(runs:pd.DataFrame, metric:str) -> float|None: # None where recor
     except KeyError: return None
 
 # %% ../../nbs/lab/08_claims.ipynb #26e60f55
-def _compare(claim:dict, metric:str, left:pd.DataFrame, right:pd.DataFrame|None, values:tuple|None) -> Finding:
-    "Left minus right for '>', '<', '>=', '~='; `values` are the samples of a claim's own function."
+def _compare(claim:dict, metric:str, # name in the records
+             left:pd.DataFrame, # runs of the left side
+             right:pd.DataFrame|None, # runs of the right side, None for a number
+             values:tuple|None, # samples of a claim's own function
+            ) -> Finding:
+    "Left minus right for '>', '<', '>=', '~='."
     number = _number(claim['right'])
     a, b = values or (samples(left, metric), samples(right, metric) if number is None else number)
     number = b if isinstance(b, (int, float)) else None
     sizes = (len(a), 0 if number is not None else len(b))
     lost = sum(math.isnan(x) for x in [*a, *(b if number is None else [])])
-    if lost: return Finding('undecided', n_left=sizes[0], n_right=sizes[1], reason=f'{lost} runs without a finite {metric}')
+    if lost:
+        reason = f'{lost} runs without a finite {metric}'
+        return Finding('undecided', n_left=sizes[0], n_right=sizes[1], reason=reason)
     items = None if values or number is not None else (_test_items(left, metric), _test_items(right, metric))
     effect = difference(a, b, trials=items if items and all(items) else None)
     reference = number if number is not None else sum(b)/len(b)
@@ -166,6 +179,11 @@ def _event(claim:dict, metric:str, left:pd.DataFrame, truths:list|None) -> Findi
     return Finding(verdict, *share, len(truths), 0)
 
 # %% ../../nbs/lab/08_claims.ipynb #1da5b40e
+def _versus(claim:dict, own) -> str:
+    "Slug of the experiment on the right side; '' for a number or nothing."
+    if isinstance(own, CompareWith): return own.versus
+    return claim['right'] if _number(claim['right']) is None else ''
+
 def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     "One row of `claims.csv` against the runs; raises _NotRun or KeyError (a metric no run reports)."
     system = next((system for system in catalogue.systems() if claim['log'] in system.logs), None)
@@ -176,7 +194,7 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     if own and claim['status'] == 'code':
         return Finding('holds' if own([], []) else 'contradicted', reason='a check, needs no runs')
     left = _side(records, claim['left'], scale)
-    versus = own.versus if isinstance(own, CompareWith) else '' if _number(claim['right']) is not None else claim['right']
+    versus = _versus(claim, own)
     right = _side(records, versus, scale) if versus else None
     if not own and versus and set(left['path']) == set(right['path']):
         return Finding('undecided', n_left=len(left), n_right=len(right), reason='same configuration')
@@ -184,7 +202,7 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     metric = system.metrics.get(claim['metric'], claim['metric'])
     if relation == 'solves_none': found = _none(claim, metric, left, values)
     elif relation in ('holds', 'diverges', 'collapses'): found = _event(claim, metric, left, values)
-    else: found = _compare(claim, metric, left, right, values)
+    else: found = _compare(claim, metric, left=left, right=right, values=values)
     few = [f'{len(runs)} seeds of {SEEDS}: {slug}' for slug, runs in ((claim['left'], left), (versus, right))
            if runs is not None and len(runs) < SEEDS]
     return found._replace(verdict='not run', reason=', '.join(few)) if few else found
@@ -207,7 +225,7 @@ def log_value(claim:dict, # one row of `claims_table`
         return reported(claim['left'], claim['metric']).value if relation == 'solves_none' else math.nan
     if claim['metric'] in _RATIOS: return _reported_gap(claim)
     if claim['metric'] == 'relative_loss_drop': return margin - float(claim['right'])
-    if relation == '~=': return math.copysign(margin, _reported_gap(claim)) if margin == margin else math.nan
+    if relation == '~=': return math.nan if math.isnan(margin) else math.copysign(margin, _reported_gap(claim))
     return -margin if relation == '<' else margin
 
 # %% ../../nbs/lab/08_claims.ipynb #19def776
@@ -222,8 +240,8 @@ def claims_table(log:str|None=None, # only this log
     return claims[claims['log'].eq(log or claims['log'])].reset_index(drop=True)
 
 # %% ../../nbs/lab/08_claims.ipynb #240b1976
-LEDGER_COLUMNS = ('log', 'claim_id', 'statement', 'left', 'relation', 'right', 'metric', 'verdict', 'effect', 'low', 'high',
-                  'n_left', 'n_right', 'log_value', 'reason', 'status')
+LEDGER_COLUMNS = ('log', 'claim_id', 'statement', 'left', 'relation', 'right', 'metric', 'verdict', 'effect', 'low',
+                  'high', 'n_left', 'n_right', 'log_value', 'reason', 'status')
 
 def _entry(claim:dict, records:pd.DataFrame, scale:str) -> dict:
     "One row of the ledger."
@@ -231,28 +249,32 @@ def _entry(claim:dict, records:pd.DataFrame, scale:str) -> dict:
     except _NotRun as missing: found = Finding('not run', reason=str(missing))
     except KeyError as metric: found = Finding('not run', reason=f'no metric {metric.args[0]} in the runs')
     sides = [side for side in (claim['left'], claim['right']) if side and _number(side) is None]
-    clashes = [f'the log on {side}: {conflict}' for side in sides if (conflict := reported(side, claim['metric']).conflict)]
-    return claim | found._asdict() | {'log_value': log_value(claim), 'reason': '; '.join(filter(None, [found.reason, *clashes]))}
+    conflicts = {side: reported(side, claim['metric']).conflict for side in sides}
+    clashes = [f'the log on {side}: {conflict}' for side, conflict in conflicts.items() if conflict]
+    reason = '; '.join(filter(None, [found.reason, *clashes]))
+    return claim | found._asdict() | {'log_value': log_value(claim), 'reason': reason}
 
 def ledger(records:pd.DataFrame|None=None, # from `load_records`; None: those it gives unless told
            scale:str='laptop', # claims compare runs of one scale only
            log:str|None=None, # only this log
-           ids:set[str]|None=None, # only these claims; None: all
+           ids:set[str]|None=None, # only these claims, None: all
           ) -> pd.DataFrame: # columns `LEDGER_COLUMNS`, in the order of `claims.csv`
     "Judge every claim of the logs by our runs at one scale."
     scales = dict.fromkeys(scale for system in catalogue.systems() for scale in system.scales)
     if scale not in scales: raise unknown('scale', scale, scales)
     records = load_records() if records is None else records
     records = as_catalogued(records[records['scale'] == scale])
-    records = records.loc[:, ~records.columns.str.startswith('config.')]  # compared already; each is copied with every side
-    rows = [_entry(claim, records, scale) for claim in claims_table(log).to_dict('records') if ids is None or claim['claim_id'] in ids]
+    records = records.loc[:, ~records.columns.str.startswith('config.')]  # compared already, and copied with each side
+    asked = [claim for claim in claims_table(log).to_dict('records') if ids is None or claim['claim_id'] in ids]
+    rows = [_entry(claim, records, scale) for claim in asked]
     return pd.DataFrame(rows, columns=list(LEDGER_COLUMNS))
 
 # %% ../../nbs/lab/08_claims.ipynb #c12c91bd
 def counts(ledger:pd.DataFrame, # from `ledger`
-          ) -> pd.DataFrame: # one row per log and 'all'; the verdicts, and how many intervals chance alone would make miss
+          ) -> pd.DataFrame: # a row per log and 'all': verdicts, claims, and how many intervals miss by chance
     "How many claims hold, are contradicted, undecided or not run."
-    table = pd.crosstab(ledger['log'], ledger['verdict']).reindex(index=ledger['log'].unique(), columns=list(VERDICTS), fill_value=0)
+    table = pd.crosstab(ledger['log'], ledger['verdict'])
+    table = table.reindex(index=ledger['log'].unique(), columns=list(VERDICTS), fill_value=0)
     table.loc['all'] = table.sum()
     judged = table[['holds', 'contradicted', 'undecided']].sum(axis=1)
     return table.assign(claims=table.sum(axis=1), by_chance=(.05*judged).round(2)).rename_axis(None, axis=1)

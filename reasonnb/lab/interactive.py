@@ -25,7 +25,9 @@ def notebook_folder(run:Plan # from `plan`
     "papermill_runs/own/notebook/<log>/<experiment>/<scale>-s<seed>-<hash of settings and code>."
     code = {path: _at_first(path) for path in sources(run.system)}
     changed = [path.name for path, known in code.items() if code_hash(path, path.stat().st_mtime_ns) != known]
-    if changed: raise UserError(f"{', '.join(changed)} has changed since this kernel loaded it; restart the kernel, then run all cells")
+    if changed:
+        raise UserError(f"{', '.join(changed)} has changed since this kernel loaded it; "
+                        "restart the kernel, then run all cells")
     name = hashlib.sha256(''.join([run.config.id, *code.values()]).encode()).hexdigest()[:8]
     return own_folder()/'notebook'/run.log/run.experiment/f'{run.scale}-s{run.seed}-{name}'
 
@@ -34,15 +36,16 @@ def kept(record:dict, folder) -> str: # Markdown
     "Where a finished run is kept, and how to train anew."
     folder = Path(folder)
     place = folder.relative_to(workspace()) if folder.is_relative_to(workspace()) else folder
-    return (f"Finished {record['finished'][:16].replace('T', ' ')} UTC after {record['steps']:,} updates. The run is kept in `{place}`; running this cell again "
-            'shows it without training. To train anew, change a value above, or delete that folder.')
+    date = record['finished'][:16].replace('T', ' ')
+    return (f"Finished {date} UTC after {record['steps']:,} updates. The run is kept in `{place}`; running this cell "
+            'again shows it without training. To train anew, change a value above, or delete that folder.')
 
 def expected(record:dict,
-             metric:str, # a share between 0 and 1
-             what:str, # as in 'of the test boards are solved'
-            ) -> str: # Markdown; '' if there is nothing to say
+             metric:str, # name of a metric that is a share between 0 and 1
+             what:str, # words after the number, as in 'of the test boards are solved'
+            ) -> str: # Markdown, '' if there is nothing to say
     "Says of a smoke run with a poor result that this is expected."
     share = record['metrics'][metric]
     if record['scale'] != 'smoke' or share >= 0.5: return ''
-    return (f"{100 * share:.0f} % {what}. That is no fault: a smoke run makes {record['steps']} updates, which shows that everything works and "
-            "is too short to learn. `scale = 'laptop'` learns, in minutes.")
+    return (f"{100 * share:.0f} % {what}. That is no fault: a smoke run makes {record['steps']} updates, which shows "
+            "that everything works and is too short to learn. `scale = 'laptop'` learns, in minutes.")

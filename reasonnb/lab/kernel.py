@@ -13,16 +13,20 @@ from ..core.config import UserError
 from ..core.paths import job_environment, package
 
 # %% ../../nbs/lab/01_kernel.ipynb #33cbe65f
-FOREIGN = ('MPLBACKEND', 'PYTHONSTARTUP', 'JPY_SESSION_NAME')  # agg would suppress inline figures; no start-up file; not JupyterLab's kernel
+FOREIGN = ('MPLBACKEND', 'PYTHONSTARTUP', 'JPY_SESSION_NAME')  # of backend, start-up file and JupyterLab's own kernel
 
-def job_env(more:dict[str, str], # added last
-           ) -> dict[str, str]:
-    "The environment of a job: the driver's, without what would change the job, its search path led by the driver's package."
-    return {name: value for name, value in os.environ.items() if name not in FOREIGN} | job_environment() | more
+def job_env(more:dict[str, str], # variables to add last
+           ) -> dict[str, str]: # name -> value
+    "The driver's environment without what would change the job; its search path begins with the driver's package."
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return kept | job_environment() | more
 
-def check_package(planned:str):
+def check_package(planned:str # folder of the package that planned the run
+                 ):
     "Raise `UserError` unless the package here is the one that planned the run."
-    if package() != Path(planned): raise UserError(f"the job found reasonnb in {package()}, but {planned} planned the run; unset what leads Python there")
+    if package() == Path(planned): return
+    raise UserError(f"the job found reasonnb in {package()}, but {planned} planned the run; "
+                    "unset what leads Python there")
 
 # %% ../../nbs/lab/01_kernel.ipynb #6a5ece31
 def _takes_sockets(folder:str) -> bool:
@@ -52,21 +56,22 @@ def serve():
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance([*sys.argv[1:], '--ignore-cwd'])
 
-def _manager() -> type: # of kernels
+def _manager() -> type: # class of kernel managers
     "A kernel manager that knows one kernel."
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    start = [sys.executable, '-P', '-c', 'from reasonnb.lab.kernel import serve; serve()', str(package()), '-f', '{connection_file}']
+    code = 'from reasonnb.lab.kernel import serve; serve()'
+    start = [sys.executable, '-P', '-c', code, str(package()), '-f', '{connection_file}']
     class OwnKernel(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=start, display_name='Python 3', language='python')
     return OwnKernel
 
 # %% ../../nbs/lab/01_kernel.ipynb #04cfec71
 def _papermill(spec:dict, out:Path, stopping:threading.Event):
-    "Execute the job notebook, its progress bars kept small (`coalesce_streams`), its kernel reached by sockets of its own."
-    sys.modules.setdefault('rfc3987_syntax', None)  # jsonschema does without; a grammar of web addresses, seconds to import
+    "Execute the job notebook, with small progress bars (`coalesce_streams`) and a kernel on sockets of its own."
+    sys.modules.setdefault('rfc3987_syntax', None)  # takes seconds to import, and jsonschema does without it
     import logging, papermill, traitlets.config
-    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # `plan` checks parameters better, and `child` says what went wrong
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # `plan` checks parameters, `child` reports errors
     def on_cell_start(**_):  # an interrupt between two cells is lost on the kernel
         if stopping.is_set(): raise KeyboardInterrupt
     folder, transport = socket_folder(out.parent)
@@ -74,9 +79,9 @@ def _papermill(spec:dict, out:Path, stopping:threading.Event):
         os.environ |= {name: place for name in ('IPYTHONDIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR')}
         kernel = {'transport': transport, 'connection_file': f'{place}/kernel.json'}
         papermill.execute_notebook(
-            spec['job'], str(out), spec['parameters'], kernel_name='python3', language='python', progress_bar=False, stdout_file=sys.stderr,
-            stderr_file=sys.stderr, coalesce_streams=True, on_cell_start=on_cell_start, kernel_manager_class=_manager(),
-            config=traitlets.config.Config({'KernelManager': kernel}))
+            spec['job'], str(out), spec['parameters'], kernel_name='python3', language='python', progress_bar=False,
+            stdout_file=sys.stderr, stderr_file=sys.stderr, coalesce_streams=True, on_cell_start=on_cell_start,
+            kernel_manager_class=_manager(), config=traitlets.config.Config({'KernelManager': kernel}))
 
 # %% ../../nbs/lab/01_kernel.ipynb #ed76a3b2
 GRACE = 30  # seconds a job has to finish its step and write a checkpoint
@@ -86,9 +91,11 @@ def _stop_with_driver(stopping:threading.Event):
     os.read(0, 1)  # returns when the other end closes
     stopping.set()
     for _ in range(2):
-        for process in psutil.Process().children(): process.send_signal(signal.SIGINT)
+        for process in psutil.Process().children():
+            process.send_signal(signal.SIGINT)
         time.sleep(GRACE / 2)
-    for process in psutil.Process().children(recursive=True): process.kill()
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
     os._exit(1)
 
 def _last_line(log:Path, start:int) -> str:
@@ -111,8 +118,9 @@ def _said(error:BaseException, log:Path, start:int) -> dict: # status, error
 def child():
     "Entry of the child process: `python -c '...child()' FOLDER` executes the job described in FOLDER/params.json."
     answer, stopping, folder = os.dup(1), threading.Event(), Path(sys.argv[1])
-    os.dup2(2, 1)  # what the kernel prints behind Python's back goes to the log, not into the answer
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the kernel inherits the mask, and some schedulers block
+    os.dup2(2, 1)  # what the kernel prints without Python goes to the log, not into the answer
+    ours = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)  # the kernel inherits the mask, and some schedulers block them
     threading.Thread(target=_stop_with_driver, args=[stopping], daemon=True).start()
     start, said = os.fstat(2).st_size, {'status': 'ok'}
     try:

@@ -15,7 +15,7 @@ from ..core.paths import job_environment
 from .runs import Plan, execute, status
 
 # %% ../../nbs/lab/03_pools.ipynb #b5f5ee5c
-def gpus() -> list[str]: # as CUDA_VISIBLE_DEVICES wants them
+def gpus() -> list[str]: # their numbers or names, as in CUDA_VISIBLE_DEVICES
     "The NVIDIA GPUs this process may use, found without importing torch."
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if visible is not None: return [gpu for gpu in visible.split(',') if gpu.strip() not in ('', '-1')]
@@ -34,10 +34,10 @@ def count_slots() -> int:
         raise UserError(f"REASONNB_SLOTS={told}: expected a whole number from 1")
     return int(told or 0) or len(gpus()) or cores()
 
-def slot_env(slot:int, # from 0
-             slots:int, # how many there are
-             cards:list[str], # from `gpus`
-            ) -> dict[str, str]:
+def slot_env(slot:int, # number of the slot, from 0
+             slots:int, # number of slots
+             cards:list[str], # names of the GPUs, from `gpus`
+            ) -> dict[str, str]: # name -> value
     "What a job in this slot finds in its environment: its GPU and its share of the threads."
     threads = str(max(1, cores() // slots) if cards else 1)
     gpu = {'CUDA_VISIBLE_DEVICES': cards[slot % len(cards)]} if cards else {}
@@ -47,19 +47,22 @@ def slot_env(slot:int, # from 0
 class LocalPool:
     "Runs on this machine, one per slot at a time."
     def __init__(self,
-                 slots:int, # runs at once
-                 seconds:float=0, # allowed per run, 0 = any
+                 slots:int, # number of runs at once
+                 seconds:float=0, # seconds allowed per run, 0 = any
                 ):
-        self.slots, self.seconds, self.cards, self.stopping, self.forcing = slots, seconds, gpus(), Event(), Event()
+        self.slots, self.seconds, self.cards = slots, seconds, gpus()
+        self.stopping, self.forcing = Event(), Event()
         self.free, self.threads = SimpleQueue(), ThreadPoolExecutor(slots)
-        for slot in range(slots): self.free.put(slot)
+        for slot in range(slots):
+            self.free.put(slot)
 
     def submit(self, run:Plan) -> Future: # of the status
         return self.threads.submit(self._do, run)
 
     def _do(self, run:Plan) -> dict:
         slot = self.free.get()
-        try: return execute(run, slot_env(slot, self.slots, self.cards), self.seconds, self.stopping, self.forcing)
+        env = slot_env(slot, self.slots, self.cards)
+        try: return execute(run, env, self.seconds, stop=self.stopping, force=self.forcing)
         finally: self.free.put(slot)
 
     def ended(self, pending, seconds:float) -> dict: # future -> status, None if it never started
@@ -78,7 +81,7 @@ def _remote(run:Plan, env:dict, seconds:float) -> dict:
     "The task on a cluster node; a cancelled task is interrupted, and then lets its job write a checkpoint."
     stop = Event()
     with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(execute, run, env, seconds, stop)
+        future = thread.submit(execute, run, env=env, seconds=seconds, stop=stop)
         while True:
             try: return future.result(0.5)
             except TimeoutError: pass
@@ -87,12 +90,12 @@ def _remote(run:Plan, env:dict, seconds:float) -> dict:
 # %% ../../nbs/lab/03_pools.ipynb #6ffe592e
 class RayPool:
     "Runs on the Ray cluster at `RAY_ADDRESS`: one GPU each if the cluster has any, else one core."
-    def __init__(self, seconds:float=0 # allowed per run, 0 = any
+    def __init__(self, seconds:float=0 # seconds allowed per run, 0 = any
                 ):
         try: import ray
         except ImportError:
-            mend = "pip install 'reasonnb[cluster]' or unset it"
-            raise UserError(f"RAY_ADDRESS is set but ray is not installed; {mend}") from None
+            fix = "pip install 'reasonnb[cluster]' or unset it"
+            raise UserError(f"RAY_ADDRESS is set but ray is not installed; {fix}") from None
         names = ('REASONNB_SYSTEMS', 'PYTHONPATH')
         kept = {name: os.environ[name] for name in names if name in os.environ} | job_environment()
         quiet = dict(log_to_driver=False, configure_logging=False)
@@ -100,7 +103,8 @@ class RayPool:
         except (ConnectionError, ValueError) as e:
             raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(e).splitlines()[0]}") from None
         need = {'num_gpus': 1} if ray.cluster_resources().get('GPU') else {'num_cpus': 1}
-        self.ray, self.seconds, self.task, self.runs = ray, seconds, ray.remote(max_retries=0, **need)(_remote), {}
+        self.ray, self.seconds, self.runs = ray, seconds, {}
+        self.task = ray.remote(max_retries=0, **need)(_remote)
 
     def submit(self, run:Plan): # -> a Ray object reference
         reference = self.task.remote(run, slot_env(0, 1, []), self.seconds)
@@ -119,4 +123,5 @@ class RayPool:
 
     def stop(self, force:bool=False):
         "Interrupt all tasks."
-        for reference in self.runs: self.ray.cancel(reference, force=force)
+        for reference in self.runs:
+            self.ray.cancel(reference, force=force)

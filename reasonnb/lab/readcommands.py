@@ -123,7 +123,8 @@ def results(log:Log=None,
     if json: return print_json(found.to_dict('records'))
     if csv: return typer.echo(found.to_csv(index=False), nl=False)
     if len(sides) == 2 and not found['own_n'].any(): found = found[tables[0].columns]
-    typer.echo(frame_text(found) if len(found) else f'no runs with the metric {metric}' if metric else 'no runs')
+    none = f'no runs with the metric {metric}' if metric else 'no runs'
+    typer.echo(frame_text(found) if len(found) else none)
 
 # %% ../../nbs/lab/12_readcommands.ipynb #c9292e75
 def claims(log:Log=None,
@@ -176,7 +177,9 @@ def adopt(slugs:Annotated[Optional[list[str]], typer.Argument(
     from reasonnb.lab import adopt as adoption
     _sides('own', log)
     done, left = adoption.adopt(slugs or (), scale, log)
-    for line in done: typer.echo(line)
-    for line in left: typer.echo(f'left: {line}', err=True)
+    for line in done:
+        typer.echo(line)
+    for line in left:
+        typer.echo(f'left: {line}', err=True)
     if not done: raise fail(1, 'nothing was adopted; there are no other finished runs of yours')
     typer.echo('look at it with: git diff papermill_runs figures/ledger.csv', err=True)

@@ -8,6 +8,7 @@ __all__ = ['code_hash', 'imports_of', 'sources', 'run_id', 'job_parameters', 'ch
 
 # %% ../../nbs/lab/02_runs.ipynb #dcf8bd25
 import ast, hashlib, inspect, json, os, shlex, shutil, subprocess, sys, threading, time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,18 +23,20 @@ from .kernel import GRACE, job_env
 # %% ../../nbs/lab/02_runs.ipynb #8ed367a7
 @lru_cache
 def code_hash(path:Path, # a Python module
-               changed:int, # its time of change, so that an edit is seen
-              ) -> str:
+              changed:int, # its time of change in nanoseconds, so that an edit is seen
+             ) -> str: # hex digits
+    "Hash of a module's code without comments and docstrings."
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for node in ast.walk(tree):  # comments are gone already, docstrings go here
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0] = ast.Pass()
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef): continue
+        if ast.get_docstring(node, clean=False) is not None: node.body[0] = ast.Pass()
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 @lru_cache
 def imports_of(path:Path, # a Python module
-               changed:int, # its time of change, so that an edit is seen
-              ) -> frozenset[Path]: # modules of this package that it imports
+               changed:int, # its time of change in nanoseconds, so that an edit is seen
+              ) -> frozenset[Path]: # files of the modules
+    "The modules of this package that a module imports."
     package, found = Path(inspect.getfile(Config)).parents[1], set()
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if not isinstance(node, ast.ImportFrom): continue
@@ -47,7 +50,8 @@ def imports_of(path:Path, # a Python module
 
 def sources(system:System) -> list[Path]:
     "The modules a run depends on: those of the system's config and task, the trainer, and what these import."
-    left, found = [Path(inspect.getfile(Config)).with_name('trainer.py'), Path(inspect.getfile(system.config))], set()
+    trainer = Path(inspect.getfile(Config)).with_name('trainer.py')
+    left, found = [trainer, Path(inspect.getfile(system.config))], set()
     if system.build: left.append(Path(inspect.getfile(system.build)))
     while left:
         module = left.pop()
@@ -64,12 +68,13 @@ def _cells(job:Path) -> list[dict]:
     except (ValueError, KeyError): raise UserError(f"{job} is not a notebook; restore it from git") from None
     return [cell for cell in cells if cell['cell_type'] == 'code']
 
-def run_id(job:Path, # job notebook
-           system:System,
-           parameters:dict, # all that the job is told, the resolved config among it
+def run_id(job:Path, # file of the job notebook
+           system:System, # the system that the run belongs to
+           parameters:dict, # all parameters of the job, the resolved config among them
           ) -> str: # 12 hex digits
     "Hash of the job's code, the code of the system and of `core`, and the parameters."
-    code = [[''.join(cell['source']) for cell in _cells(job)], *(f'{path.parent.name}/{path.name} {code_hash(path, path.stat().st_mtime_ns)}' for path in sources(system))]
+    def signed(path): return f'{path.parent.name}/{path.name} {code_hash(path, path.stat().st_mtime_ns)}'
+    code = [[''.join(cell['source']) for cell in _cells(job)], *map(signed, sources(system))]
     return hashlib.sha256(json.dumps([code, parameters], sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/lab/02_runs.ipynb #06fb0825
@@ -77,43 +82,51 @@ def job_parameters(job:Path # a job notebook
                   ) -> dict[str, str]: # name -> type
     "The parameters that the tagged cell of a job notebook declares, `name: type = default`."
     tagged = [cell for cell in _cells(job) if 'parameters' in cell['metadata'].get('tags', [])]
-    if not tagged: raise UserError(f"{job}: no cell is tagged 'parameters', so its defaults would win; add the tag to the cell with the parameters")
+    if not tagged:
+        raise UserError(f"{job}: no cell is tagged 'parameters', so its defaults would win; "
+                        "add the tag to the cell with the parameters")
     try: lines = ast.parse(''.join(tagged[0]['source'])).body
     except SyntaxError as e: raise UserError(f"{job}: the cell tagged 'parameters' is not Python: {e}") from None
     return {line.target.id: ast.unparse(line.annotation) for line in lines if isinstance(line, ast.AnnAssign)}
 
-def check_job(job:Path, # job notebook
+def check_job(job:Path, # file of the job notebook
               parameters:dict, # name -> value
              ):
     "Raise `UserError` unless the notebook declares every parameter, by name and type."
     declared = job_parameters(job)
     for name, value in parameters.items():
         kind = type(value).__name__
-        if name not in declared: raise UserError(f"{job} does not declare the parameter {name}: {kind}; its tagged cell has {', '.join(declared)}")
-        if declared[name] != kind: raise UserError(f"{job} declares {name}: {declared[name]}, but is given {value!r}; declare {name}: {kind}")
+        if name not in declared:
+            raise UserError(f"{job} does not declare the parameter {name}: {kind}; "
+                            f"its tagged cell has {', '.join(declared)}")
+        if declared[name] != kind:
+            raise UserError(f"{job} declares {name}: {declared[name]}, but is given {value!r}; "
+                            f"declare {name}: {kind}")
 
 # %% ../../nbs/lab/02_runs.ipynb #923a63c4
 @dataclass(frozen=True)
 class Plan:
-    "One run, checked and ready to start. Whatever is asked of it later stands here: nobody looks its slug up again."
-    experiment: str  # slug
-    scale: str
-    seed: int
-    overrides: str  # normalised: only fields that differ from the experiment, as `lr=0.001 steps=20`
-    log: str
+    "One run, checked and ready to start, with all that is needed later, so that its slug is resolved only once."
+    experiment: str  # slug of the experiment
+    scale: str  # smoke, laptop, h200 or log
+    seed: int  # seed of weights, data order and noise
+    overrides: str  # only the fields that differ from the experiment, as `lr=0.001 steps=20`
+    log: str  # the training log that it belongs to
     job: Path  # the notebook that does it
     folder: Path  # of the finished run; below `own_folder`, so that a run changes nothing that git keeps
-    id: str
-    config: Config = field(repr=False, compare=False)  # the id stands for it
-    system: System = field(repr=False, compare=False)
+    id: str  # hash of all that the result depends on, 12 hex digits
+    config: Config = field(repr=False, compare=False)  # the resolved config, which the id stands for
+    system: System = field(repr=False, compare=False)  # the system that builds the task
 
     @property
-    def name(self) -> str: return ' '.join(part for part in (self.experiment, self.scale, f's{self.seed}', self.overrides) if part)
+    def name(self) -> str:
+        "Experiment, scale, seed and overrides, e.g. 'baseline laptop s0 lr=0.001'."
+        return ' '.join(filter(None, (self.experiment, self.scale, f's{self.seed}', self.overrides)))
 
     @property
     def unfinished(self) -> Path: return self.folder/'unfinished'  # the files move up when the run is done
 
-    def parameters(self) -> dict: # of the job notebook
+    def parameters(self) -> dict: # parameters of the job notebook, name -> value
         given = {name: getattr(self, name) for name in ('experiment', 'scale', 'seed', 'overrides')}
         return given | {'run_dir': str(self.unfinished), 'run_id': self.id}
 
@@ -124,17 +137,18 @@ def run_dir(log:str, experiment:str, scale:str, seed:int, overrides:str='') -> P
     return own_folder()/log/experiment/f'{scale}-s{seed}{tail}'
 
 def _normal(config:Config, plain:Config) -> str:
-    "The overrides that make a difference, spelled in one way."
-    text = {name: ','.join(map(str, new)) if isinstance(new, tuple) else str(new) for name, (new, _) in config.diff(plain).items()}
+    "The overrides that make a difference, in one spelling."
+    def spelled(value): return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = {name: spelled(new) for name, (new, _) in config.diff(plain).items()}
     return ' '.join(f'{name}={shlex.quote(value)}' for name, value in sorted(text.items()))
 
 def _id(about:dict, job:Path, system:System, config:Config) -> str:
     "The id of a run as the code is now."
     return run_id(job, system, about | {'config': config.to_dict()})
 
-def plan(experiment:str, # slug
-         scale:str='smoke',
-         seed:int=0,
+def plan(experiment:str, # slug of the experiment
+         scale:str='smoke', # smoke, laptop, h200 or log
+         seed:int=0, # seed of weights, data order and noise
          overrides:str|dict='', # 'lr=1e-3 steps=20', or field -> value
         ) -> Plan:
     "Check everything about a run that can be checked before it starts."
@@ -150,8 +164,9 @@ def plan(experiment:str, # slug
     log, job = log_of(experiment), shipped(f'nbs/{system.job}')
     about = dict(experiment=experiment, scale=scale, seed=config.seed, overrides=text)
     check_job(job, about | {'run_dir': '', 'run_id': ''})
-    return Plan(**about, log=log, job=job, folder=run_dir(log, experiment, scale, config.seed, text),
-                id=_id(about, job, system, config), config=config, system=system)
+    folder = run_dir(log, experiment, scale=scale, seed=config.seed, overrides=text)
+    return Plan(**about, log=log, job=job, folder=folder, id=_id(about, job, system, config), config=config,
+                system=system)
 
 # %% ../../nbs/lab/02_runs.ipynb #c75b5d34
 def _read(path:Path) -> dict:
@@ -161,7 +176,7 @@ def _read(path:Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 def _locked(folder:Path):
-    "Held while a run goes on; somebody may be looking at the status, which takes it for an instant."
+    "Held while a run goes on; whoever reads the status takes it for an instant."
     return file_lock(folder/'.lock', seconds=0.4)
 
 def _record(run:Plan, folder:Path) -> dict: # {} if there is none
@@ -210,9 +225,14 @@ def _memory(process:psutil.Process) -> int:
     try: return process.memory_info().rss
     except psutil.Error: return 0
 
-def _watch(process:subprocess.Popen, seconds:float, stop:threading.Event, force:threading.Event) -> tuple[str, float]: # why it was ended, peak memory in MB
+def _watch(process:subprocess.Popen, # the child
+           seconds:float, # time allowed, 0 = any
+           stop:threading.Event, # set: let it end in order
+           force:threading.Event, # set: end it at once
+          ) -> tuple[str, float]: # why it was ended, and the peak memory in MB
     "Wait for a child; close its standard input when it must end; leave nothing of its family alive."
-    parent, family, peak, why, end = psutil.Process(process.pid), set(), 0, '', time.monotonic() + (seconds or float('inf'))
+    parent, family, peak, why = psutil.Process(process.pid), set(), 0, ''
+    end = time.monotonic() + (seconds or float('inf'))
     while process.poll() is None:
         now = _family(parent)
         family |= set(now)
@@ -222,29 +242,33 @@ def _watch(process:subprocess.Popen, seconds:float, stop:threading.Event, force:
             process.stdin.close()
             end = time.monotonic() + GRACE + 5
         if force.is_set() or why and time.monotonic() > end: break
-        try: process.wait(0.5 if not why else 0.1)
-        except subprocess.TimeoutExpired: pass
+        with suppress(subprocess.TimeoutExpired): process.wait(0.1 if why else 0.5)
     for member in family | set(_family(parent)):
-        try: member.kill()
-        except psutil.NoSuchProcess: pass
+        with suppress(psutil.NoSuchProcess): member.kill()
     process.wait()
     return why, round(peak / 2**20)
 
 # %% ../../nbs/lab/02_runs.ipynb #b49b6e81
-def _attempt(run:Plan, env:dict, seconds:float, stop:threading.Event, force:threading.Event, lock:int) -> dict: # status, error, peak_memory
+def _attempt(run:Plan,
+             env:dict, # variables added to the environment of the job
+             lock:int, # file descriptor of the run's lock, which the child inherits
+             **limits) -> dict: # status, error, peak_memory; `limits` are those of `_watch`
     "Execute the job once, in a child."
     command = [sys.executable, '-P', '-c', 'from reasonnb.lab.kernel import child; child()', str(run.unfinished)]
     env = job_env(env)
     with open(run.unfinished/'run.log', 'ab') as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=workspace(), env=env,
-                                   start_new_session=True, pass_fds=[lock])
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                                   cwd=workspace(), env=env, start_new_session=True, pass_fds=[lock])
     with process.stdout:
-        why, peak = _watch(process, seconds, stop, force)
+        why, peak = _watch(process, **limits)
         text = process.stdout.read()
-    said = json.loads(text) if text else {'status': 'killed', 'error': f'the job process ended with code {process.returncode}'}
+    said = {'status': 'killed', 'error': f'the job process ended with code {process.returncode}'}
+    if text: said = json.loads(text)
     if said['status'] == 'ok' and not _record(run, run.unfinished):
         said = {'status': 'failed', 'error': f'the job ended without a record of run {run.id}'}
-    if why and said['status'] != 'ok': said = {'status': why, 'error': {'killed': 'interrupted', 'timeout': f'not done after {seconds:g} s'}[why]}
+    if why and said['status'] != 'ok':
+        error = 'interrupted' if why == 'killed' else f"not done after {limits['seconds']:g} s"
+        said = {'status': why, 'error': error}
     return said | {'peak_memory': peak}
 
 # %% ../../nbs/lab/02_runs.ipynb #b45e3c27
@@ -266,7 +290,8 @@ def _prepare(run:Plan) -> int: # the step from which it may go on
     from reasonnb.core.records import write_json
     if _read(run.unfinished/'params.json').get('id') != run.id: shutil.rmtree(run.unfinished, ignore_errors=True)
     run.unfinished.mkdir(parents=True, exist_ok=True)
-    write_json(run.unfinished/'params.json', {'id': run.id, 'log': run.log, 'job': str(run.job), 'package': str(package()), 'parameters': run.parameters()})
+    about = {'id': run.id, 'log': run.log, 'job': str(run.job), 'package': str(package())}
+    write_json(run.unfinished/'params.json', about | {'parameters': run.parameters()})
     return progress(run).get('step', 0)
 
 def _check_code(run:Plan):
@@ -281,19 +306,19 @@ def _diverged(run:Plan) -> bool:
     return bool(record and record['metrics'].get('diverged'))
 
 def _move_up(run:Plan):
-    "The new files take the places of the old ones; the record goes last."
+    "The new files replace the old ones; the record goes last."
     for path in sorted(run.unfinished.iterdir(), key=lambda path: path.name == 'record.json'):
         if path.name != '.lock': os.replace(path, run.folder/path.name)
     shutil.rmtree(run.unfinished)
 
 # %% ../../nbs/lab/02_runs.ipynb #1c0beb69
 def execute(run:Plan, # from `plan`
-            env:dict[str, str]|None=None, # added to the environment of the job, e.g. CUDA_VISIBLE_DEVICES
+            env:dict[str, str]|None=None, # variables added to the environment of the job, e.g. CUDA_VISIBLE_DEVICES
             seconds:float=0, # time allowed, 0 = any
             stop:threading.Event|None=None, # set: interrupt the job, so that it writes a checkpoint
             force:threading.Event|None=None, # set: end it at once
            ) -> dict: # status, id, started, seconds, error, peak_memory (MB)
-    "Do a run unless it is finished, going on from its checkpoint if it has one. A kernel that does not start is tried twice."
+    "Do a run unless it is finished, from its checkpoint if it has one. A kernel that does not start is tried twice."
     stop, force, start = stop or threading.Event(), force or threading.Event(), time.time()
     said = {'status': 'failed', 'error': ''}
     try:
@@ -302,11 +327,11 @@ def execute(run:Plan, # from `plan`
             if lock is None: return {'status': 'busy', 'id': run.id, 'error': 'another process is at it'}
             if finished(run): return status(run)
             _check_code(run)
-            about = {'started': time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(start)), 'host': os.uname().nodename}
-            about['resumed'] = _prepare(run)
+            about = {'started': time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(start)),
+                     'host': os.uname().nodename, 'resumed': _prepare(run)}
             _write_status(run, status='running', **about)
             for _ in range(2):
-                said = _attempt(run, env or {}, seconds, stop, force, lock)
+                said = _attempt(run, env or {}, lock, seconds=seconds, stop=stop, force=force)
                 if said['status'] != 'no kernel': break
             if said['status'] == 'no kernel': said['status'] = 'failed'
             if said['status'] == 'ok' or _diverged(run): _move_up(run)

@@ -7,6 +7,7 @@ __all__ = ['Task', 'Seeds', 'Size', 'Budget', 'Change', 'parse_seeds', 'check_at
            'report']
 
 # %% ../../nbs/lab/20_speedrun.ipynb #4da8d131
+import math
 from typing import Annotated, Optional
 
 import typer
@@ -46,7 +47,7 @@ def outcome(task, # `RecordTask`
     n = int(metrics['n_test'])
     share = metrics.get('puzzle_accuracy', metrics.get('test_accuracy'))
     compared = 'comparable seconds' if task.metric == 'seconds' else task.metric.replace('_', ' ')
-    row = {'seed': record['seed'], compared: 'unknown' if value != value else value_text(task, value, n),
+    row = {'seed': record['seed'], compared: 'unknown' if math.isnan(value) else value_text(task, value, n),
            'CPU seconds': spent.cpu_seconds, 'wall seconds': record['seconds'], 'parameters': f"{record['params']:,}",
            'right': f'{round(share * n):,} of {n:,}'}
     return value, row | ({'wrong': round(metrics['wrong'] * n)} if 'wrong' in metrics else {})

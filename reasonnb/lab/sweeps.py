@@ -23,17 +23,17 @@ from .runs import Plan, finished, plan, progress, queue, status
 @dataclass(frozen=True)
 class Sweep:
     "The runs of a sweep, each once, and the names that turned out to mean the same run."
-    runs: tuple[Plan, ...]
-    aliases: tuple[tuple[str, str], ...] = ()  # (slug, slug it is an alias of)
-    timeout: float = 0  # seconds per run, 0 = any
+    runs: tuple[Plan, ...]  # the runs in their order
+    aliases: tuple[tuple[str, str], ...] = ()  # (slug, slug that has the same settings and is run)
+    timeout: float = 0  # seconds allowed per run, 0 = any
 
-def plan_sweep(experiments:Iterable[str], # slugs
-               scales:Iterable[str]=('smoke',),
-               seeds:Iterable[int]=(0,),
+def plan_sweep(experiments:Iterable[str], # slugs of experiments
+               scales:Iterable[str]=('smoke',), # smoke, laptop, h200 or log
+               seeds:Iterable[int]=(0,), # seeds of weights, data order and noise
                overrides:Iterable[str|dict]=('',), # each 'lr=1e-3 steps=20' or field -> value
-               timeout:float=0, # seconds per run, 0 = any
+               timeout:float=0, # seconds allowed per run, 0 = any
               ) -> Sweep:
-    "The product of all that is given, in this order, every run checked. Slugs with equal settings are run once, under the first name."
+    "The product of all that is given, every run checked. Slugs with equal settings are run once, under the first name."
     runs, aliases = {}, {}
     for slug, scale, change, seed in product(experiments, scales, overrides, seeds):
         name = canonical(slug, scale)
@@ -43,11 +43,12 @@ def plan_sweep(experiments:Iterable[str], # slugs
     return Sweep(tuple(runs.values()), tuple(aliases.items()), timeout)
 
 # %% ../../nbs/lab/05_sweeps.ipynb #7c5f2375
-WANTED = {'experiments': 'a name', 'scales': 'a name', 'seeds': 'a whole number', 'overrides': 'settings such as lr=1e-3'}
+WANTED = {'experiments': 'a name', 'scales': 'a name', 'seeds': 'a whole number',
+          'overrides': 'settings such as lr=1e-3'}
 
-def check_seconds(seconds:float, # allowed for a run, 0 = any
-                 ) -> float:
-    "The time limit of a run, unless it is none."
+def check_seconds(seconds:float, # seconds allowed for a run, 0 = any
+                 ) -> float: # the same number
+    "The time limit of a run; `UserError` for anything but a number of seconds."
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise UserError(f"timeout: {seconds!r} is not a number of seconds")
     return seconds
@@ -57,7 +58,8 @@ def _listed(path:Path, key:str, value, kinds:type|tuple) -> list:
     values = value if isinstance(value, list) else [value]
     if not values: raise UserError(f"{path}: {key} is empty")
     for item in values:
-        if isinstance(item, bool) or not isinstance(item, kinds): raise UserError(f"{path}: {key}: {item!r} is not {WANTED[key]}")
+        if isinstance(item, bool) or not isinstance(item, kinds):
+            raise UserError(f"{path}: {key}: {item!r} is not {WANTED[key]}")
     return values
 
 # %% ../../nbs/lab/05_sweeps.ipynb #fd654904
@@ -66,7 +68,8 @@ class _Once(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for i, name in enumerate(names):
-            if name in names[:i]: raise UserError(f"line {node.value[i][0].start_mark.line + 1}: {name!r} stands there twice")
+            line = node.value[i][0].start_mark.line + 1
+            if name in names[:i]: raise UserError(f"line {line}: {name!r} stands there twice")
         return super().construct_mapping(node, deep)
 
 def _yaml(path:Path):
@@ -80,14 +83,15 @@ def _yaml(path:Path):
     codec = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8'
     try: return yaml.load(data.decode(codec).removeprefix('\ufeff'), _Once)
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} line {data.count(10, 0, e.start) + 1} is not {codec.upper()} text; save the file as UTF-8") from None
+        line = data.count(10, 0, e.start) + 1
+        raise UserError(f"{path} line {line} is not {codec.upper()} text; save the file as UTF-8") from None
     except yaml.YAMLError as e: raise UserError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     except UserError as e: raise UserError(f"{path} {e}") from None
 
 # %% ../../nbs/lab/05_sweeps.ipynb #c1a13e82
 def load_sweep(path:str|Path # a yaml file
               ) -> Sweep:
-    "Read a sweep file and check all its runs. UserError names the file, the key and the mend."
+    "Read a sweep file and check all its runs. UserError names the file, the key and the fix."
     kinds, found = {'experiments': str, 'scales': str, 'seeds': int, 'overrides': (str, dict)}, _yaml(Path(path))
     if not isinstance(found, dict): raise UserError(f"{path}: expected keys such as experiments: and seeds:")
     for key in found:
@@ -99,17 +103,19 @@ def load_sweep(path:str|Path # a yaml file
     except UserError as e: raise UserError(f"{path}: {e}") from None
 
 # %% ../../nbs/lab/05_sweeps.ipynb #7b06d7f3
-def _program() -> str: # as a shell takes it
+def _program() -> str: # quoted for a shell
     "This command line, by the name under which a shell finds it."
     found, own = shutil.which('reasonnb'), os.path.join(os.path.dirname(sys.executable), 'reasonnb')
-    return 'reasonnb' if found and os.path.realpath(found) == os.path.realpath(own) else f'{shlex.quote(sys.executable)} -m reasonnb'
+    if found and os.path.realpath(found) == os.path.realpath(own): return 'reasonnb'
+    return f'{shlex.quote(sys.executable)} -m reasonnb'
 
 def shell_command(run:Plan,
-                  seconds:float=0, # allowed for it, 0 = any
-                 ) -> str: # one line of shell
+                  seconds:float=0, # seconds allowed for the run, 0 = any
+                 ) -> str: # one line for a shell
     "The command that does this run and no other."
     words = ['run', run.experiment, '--scale', run.scale, '--seed', str(run.seed)]
-    for name, value in parse_overrides(run.overrides).items(): words += ['--set', f'{name}={value}']
+    for name, value in parse_overrides(run.overrides).items():
+        words += ['--set', f'{name}={value}']
     if seconds: words += ['--timeout', str(seconds)]
     return f'{_program()} {shlex.join(words)}'
 
@@ -117,16 +123,17 @@ def shell_command(run:Plan,
 # %% ../../nbs/lab/05_sweeps.ipynb #2a9e9340
 def clock(seconds:float) -> str:
     "A duration as m:ss or h:mm:ss."
-    minutes, rest = divmod(round(seconds), 60)
-    return f'{minutes}:{rest:02}' if minutes < 60 else f'{minutes // 60}:{minutes % 60:02}:{rest:02}'
+    minutes, left = divmod(round(seconds), 60)
+    return f'{minutes}:{left:02}' if minutes < 60 else f'{minutes // 60}:{minutes % 60:02}:{left:02}'
 
-def progress_text(run:Plan, # at work
+def progress_text(run:Plan, # a run at work
                   first:tuple[float, int]|None=None, # an earlier (time, step) of this run
                  ) -> str:
     "Where a run is: 'baseline laptop s0 120/4000 loss 1.234 eta 2:10'."
     row = progress(run)
     if not row: return f'{run.name} starting'
-    text = f"{run.name} {row['step']}/{run.config.steps}" + (f" loss {row['loss']:.3g}" if isinstance(row.get('loss'), int | float) else '')
+    text = f"{run.name} {row['step']}/{run.config.steps}"
+    if isinstance(row.get('loss'), int | float): text += f" loss {row['loss']:.3g}"
     if first is None or row['step'] <= first[1]: return text
     pace = (time.time() - first[0]) / (row['step'] - first[1])
     return f"{text} eta {clock(pace * (run.config.steps - row['step']))}"
@@ -141,7 +148,10 @@ def outcome_text(run:Plan, found:dict) -> str:
 # %% ../../nbs/lab/05_sweeps.ipynb #cd68f484
 class Watch:
     "Follows a sweep in its run folders and says what is new."
-    def __init__(self, runs:Iterable[Plan], say:Callable, every:float):
+    def __init__(self, runs:Iterable[Plan],
+                 say:Callable, # called with (line, whether it lasts)
+                 every:float, # seconds between lines on progress
+                ):
         self.runs, self.say, self.every = list(runs), say, every
         self.first, self.ended, self.begin, self.spoke = {}, {}, time.time(), time.time()
 
@@ -150,11 +160,18 @@ class Watch:
         now = time.time()
         active = [run for run in self.runs if run not in self.ended and status(run)['status'] == 'running']
         for run in active:
-            if run not in self.first: self.say(f'start {run.name}' + (f" from step {status(run)['resumed']}" if status(run).get('resumed') else ''), True)
-            if not self.first.get(run): self.first[run] = (now, progress(run)['step']) if progress(run) else None
+            self._follow(run, now)
         if now - self.spoke < self.every or not active: return
         self.spoke = now
-        self.say(' | '.join([f'{clock(now - self.begin)} {len(self.ended)}/{len(self.runs)} done', *(progress_text(run, self.first[run]) for run in active)]), False)
+        done = f'{clock(now - self.begin)} {len(self.ended)}/{len(self.runs)} done'
+        self.say(' | '.join([done, *(progress_text(run, self.first[run]) for run in active)]), False)
+
+    def _follow(self, run:Plan, now:float):
+        "Say that a run has started, once, and remember its first step."
+        if run not in self.first:
+            resumed = status(run).get('resumed')
+            self.say(f'start {run.name} from step {resumed}' if resumed else f'start {run.name}', True)
+        if not self.first.get(run): self.first[run] = (now, progress(run)['step']) if progress(run) else None
 
     def end(self, run:Plan, found:dict, skipped:bool=False):
         self.ended[run] = found
@@ -167,23 +184,12 @@ def _check_devices(runs:Iterable[Plan]):
         from reasonnb.core.devices import find_device  # imports torch
         find_device(name)
 
-def run_sweep(runs:Iterable[Plan], # from `plan` or `load_sweep`
-              slots:int=0, # runs at once on this machine, 0 = `count_slots`
-              seconds:float=0, # allowed per run, 0 = any
-              say:Callable=lambda line, lasting: None, # called with a line; not lasting: a line on progress, to be replaced by the next
-              every:float=5, # seconds between lines on progress
-              look:Callable=lambda: None, # called twice a second
-             ) -> dict[Plan, dict]: # run -> status
-    "Do what is not finished. KeyboardInterrupt (Ctrl-C) stops the jobs in order and is raised again; a second one stops them at once."
-    watch = Watch(runs, say, every)
-    check_seconds(seconds)
-    for run in watch.runs:
-        if finished(run): watch.end(run, status(run), skipped=True)
-    left = [run for run in watch.runs if run not in watch.ended]
-    if not left: return watch.ended
-    if not os.environ.get('RAY_ADDRESS'): _check_devices(left)  # a cluster may have what this machine lacks
-    for run in left: queue(run)
-    pool = RayPool(seconds) if os.environ.get('RAY_ADDRESS') else LocalPool(min(slots or count_slots(), len(left)), seconds)
+def _work(pool, # where the runs are done
+          left:list[Plan], # runs that are not finished
+          watch:Watch, # what to tell of them
+          look:Callable, # called twice a second
+         ):
+    "Do runs in a pool; an interrupt stops the jobs in order, a second one at once, and is raised again."
     pending = {}
     def settle():
         while pending:
@@ -193,15 +199,37 @@ def run_sweep(runs:Iterable[Plan], # from `plan` or `load_sweep`
             watch.look()
             look()
     try:
-        for run in left: pending[pool.submit(run)] = run
+        for run in left:
+            pending[pool.submit(run)] = run
         settle()
     except KeyboardInterrupt:
         try:
-            say('stopping: jobs finish their step and write a checkpoint (Ctrl-C again: at once)', True)
+            watch.say('stopping: jobs finish their step and write a checkpoint (Ctrl-C again: at once)', True)
             pool.stop()
             settle()
         except KeyboardInterrupt:
             pool.stop(force=True)
             settle()
         raise
+
+def run_sweep(runs:Iterable[Plan], # from `plan` or `load_sweep`
+              slots:int=0, # runs at once on this machine, 0 = `count_slots`
+              seconds:float=0, # seconds allowed per run, 0 = any
+              say:Callable=lambda line, lasting: None, # called with a line, and whether it is more than progress
+              every:float=5, # seconds between lines on progress
+              look:Callable=lambda: None, # called twice a second
+             ) -> dict[Plan, dict]: # run -> status
+    "Do what is not finished. Ctrl-C stops the jobs in order and is raised again; a second one stops them at once."
+    watch = Watch(runs, say, every)
+    check_seconds(seconds)
+    for run in watch.runs:
+        if finished(run): watch.end(run, status(run), skipped=True)
+    left = [run for run in watch.runs if run not in watch.ended]
+    if not left: return watch.ended
+    if not os.environ.get('RAY_ADDRESS'): _check_devices(left)  # a cluster may have what this machine lacks
+    for run in left:
+        queue(run)
+    if os.environ.get('RAY_ADDRESS'): pool = RayPool(seconds)
+    else: pool = LocalPool(min(slots or count_slots(), len(left)), seconds)
+    _work(pool, left, watch, look)
     return watch.ended

@@ -18,7 +18,7 @@ from ..core.config import UserError
 # %% ../../nbs/lab/09_terminal.ipynb #759a6927
 def fail(code:int, # exit code
          text, # a message, or an error with one
-        ) -> typer.Exit: # to be raised
+        ) -> typer.Exit: # the exit, for the caller to raise
     "Say in one line of standard error what went wrong."
     try: typer.echo(f"reasonnb: {' '.join(str(text).split())}", err=True)
     except OSError: pass  # nobody reads it
@@ -64,7 +64,7 @@ def _broken(error:OSError) -> typer.Exit:
 
 # %% ../../nbs/lab/09_terminal.ipynb #51b4deb7
 def guarded(function:Callable) -> Callable:
-    "A command for which what the user can mend comes out as one line with its exit code."
+    "A command that prints a mistake of the user as one line, and ends with its exit code."
     @wraps(function)
     def call(*args, **options):
         try:
@@ -94,7 +94,8 @@ def program(functions:Iterable[Callable], # each becomes the command of its name
                        rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help']}, **about)
     @made.callback()
     def _app(): "Makes typer expect a command even while only one is defined."
-    for function in functions: made.command(function.__name__.rstrip('_'))(guarded(function))
+    for function in functions:
+        made.command(function.__name__.rstrip('_'))(guarded(function))
     return made
 
 # %% ../../nbs/lab/09_terminal.ipynb #bc4a482a
@@ -134,7 +135,8 @@ Scale = Annotated[str, typer.Option(help='Size of the run, e.g. smoke, laptop or
 # %% ../../nbs/lab/09_terminal.ipynb #a802be31
 def say(lines:Iterable[str]):
     "What is wrong with some files, a line each, on standard error."
-    for line in dict.fromkeys(lines): typer.echo(f'reasonnb: {line}', err=True)
+    for line in dict.fromkeys(lines):
+        typer.echo(f'reasonnb: {line}', err=True)
 
 class warnings_as_lines(warnings.catch_warnings):
     "What `load_records` warns of, as `say` says it."
