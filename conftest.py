@@ -1,6 +1,8 @@
 """What notebooks and tests need of pytest."""
 import os
 import shutil
+import signal
+import threading
 
 import pytest
 
@@ -11,6 +13,13 @@ DEAR = ('test_lab', 'test_site', 'test_runs', 'test_own_records', 'test_sweeps',
         'equilibrium/04_block', '05_practice', '01_beta', 'test_leaderboard', 'test_paths', 'test_reader',
         'jobs/lattice',
         '_memory', 'test_collection', '_sweeps', '03_solver', '01_symmetry', 'neural_solver', '_runs', '_benchmark')
+
+
+def pytest_configure(config):
+    "What nohup or a script's `&` starts ignores Ctrl-C, and so would everything that tests start and interrupt."
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

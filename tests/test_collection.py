@@ -1,5 +1,6 @@
 "Every process finds the same tests in the same order: two workers that differ end the whole run with an error."
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,8 @@ def test_a_clock_and_the_order_of_a_set_are_noticed(tmp_path):
     for name in cases:
         one, other = ([found for found in names if f'test_{name}' in found] for names in (first, second))
         assert one and same(one, other, selected=False) == (name == 'fixed')
+
+
+def test_interrupts_are_heeded():
+    "Also when make was started by nohup; what is started and interrupted here inherits it."
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
