@@ -38,14 +38,15 @@ def sections(log:str|None=None, # one log, or None for all
 
 # %% ../../nbs/lab/00_catalogue.ipynb #7f9305ba
 @lru_cache
-def _own_titles(path:Path) -> dict[str, str]: # {} where there is no such file
-    return dict(pd.read_csv(path).itertuples(index=False)) if path.exists() else {}
+def _titles(own:Path, logs:Path) -> dict[str, str]: # slug -> title; `own` may be missing
+    mine = dict(pd.read_csv(own).itertuples(index=False)) if own.exists() else {}
+    table = _sections(logs)
+    return mine | dict(zip(table['slug'], table['section']))
 
 def title(slug:str # of an experiment or a section
          ) -> str: # the slug itself where nobody has given one
     "What readers are shown in the place of a slug."
-    known = _own_titles(shipped('data/logs/titles.csv')) | dict(zip(sections()['slug'], sections()['section']))
-    return known.get(slug, slug)
+    return _titles(shipped('data/logs/titles.csv'), shipped('data/logs/sections.csv')).get(slug, slug)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
 SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',

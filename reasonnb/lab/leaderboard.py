@@ -24,6 +24,7 @@ from scipy.special import stdtr
 from ..core.config import UserError, unknown
 from ..core.paths import shipped
 from ..core.records import read_json, write_json
+from ..core.statistics import welch
 
 # %% ../../nbs/lab/11_leaderboard.ipynb #57842677
 def p_welch(new:Iterable[float], # one value per seed
@@ -34,10 +35,8 @@ def p_welch(new:Iterable[float], # one value per seed
     sign = 1 if better == 'higher' else -1
     a, b = (sign * np.asarray(list(side), dtype=float) for side in (new, old))
     if min(len(a), len(b)) < 2: return math.nan
-    share_a, share_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)  # squared standard errors
-    if not share_a + share_b > 0: return math.nan
-    freedom = (share_a + share_b)**2 / (share_a**2 / (len(a) - 1) + share_b**2 / (len(b) - 1))
-    return float(stdtr(freedom, (b.mean() - a.mean()) / math.sqrt(share_a + share_b)))
+    error, freedom = welch(a, b)
+    return float(stdtr(freedom, (b.mean() - a.mean()) / error)) if error > 0 else math.nan
 
 # %% ../../nbs/lab/11_leaderboard.ipynb #416761eb
 def p_boards(new:int, # boards solved
