@@ -142,6 +142,7 @@ class Config(Settings):
     accumulate: int = 1  # micro-batches that a batch is cut into, to save memory
     optimizer: Literal['adamw', 'muon'] = 'adamw'  # muon for hidden matrices, with AdamW for the rest
     lr: float = 1e-3  # peak learning rate
+    muon_rate: float = 0.0  # peak learning rate of Muon as the log's authors had it, on all matrices; 0 = see optimizer
     betas: tuple[float, float] = (0.9, 0.95)  # decay per update of AdamW's first and second moment
     weight_decay: float = 0.01  # decoupled weight decay, on matrices only
     sam_rho: float = 0.0  # distance that SAM goes uphill, in the 2-norm over all parameters, 0 = off
@@ -176,6 +177,8 @@ def check_config(c:Config):
         value = getattr(c, f.name)
         refuse(isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")
     refuse(c.seed >= 2**32, f"seed={c.seed}: must be at most {2**32 - 1}, as for numpy")
+    refuse(c.muon_rate and c.optimizer != 'muon', "muon_rate belongs to optimizer='muon'; set muon_rate=0")
+    refuse(c.muon_rate and not c.lr, 'muon_rate follows the schedule of lr, which is 0; give lr too')
     refuse(c.lr_floor > 1, f"lr_floor={c.lr_floor}: a share of the peak, at most 1")
     refuse(c.ema >= 1, f"ema={c.ema}: the averaged weights would never move; use less than 1")
     refuse(max(c.betas) >= 1 or min(c.betas) < 0, f"betas={c.betas}: each must lie in [0, 1)")

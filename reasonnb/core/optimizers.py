@@ -49,7 +49,7 @@ class Optimizers:
     def set_lr(self, lr:float):
         for part in self.parts:
             for group in part.param_groups:
-                group['lr'] = lr
+                group['lr'] = lr * group.get('lr_ratio', 1)
 
     def apply(self):
         for part in self.parts:
@@ -95,18 +95,27 @@ class SAM:
     def load_state_dict(self, state:dict): self.base.load_state_dict(state)
 
 # %% ../../nbs/core/02_optimizers.ipynb #65946c56
+def _muon(model:nn.Module, c:Config) -> torch.optim.Muon:
+    "Muon as a config asks for it: on hidden matrices with AdamW's size of update, or on all as the log had it."
+    kinds = parameter_kinds(model)
+    wanted = ('matrix',) if not c.muon_rate else ('matrix', 'edge', 'table')
+    matrices = [p for n, p in model.named_parameters() if kinds.get(n) in wanted and p.ndim == 2]
+    if not matrices: raise UserError("optimizer='muon' finds no hidden matrix in this model; use optimizer='adamw'")
+    if not c.muon_rate:
+        return torch.optim.Muon(matrices, lr=c.lr, weight_decay=c.weight_decay, adjust_lr_fn='match_rms_adamw')
+    part = torch.optim.Muon(matrices, lr=c.muon_rate, weight_decay=0., ns_coefficients=(1.5, -.5, 0.))
+    part.param_groups[0]['lr_ratio'] = c.muon_rate / c.lr
+    return part
+
 def make_optimizer(model:nn.Module,
-                   config:Config, # its optimizer, lr, betas, weight_decay and sam_rho count
+                   config:Config, # its optimizer, lr, muon_rate, betas, weight_decay and sam_rho count
                   ) -> Optimizers|SAM:
-    "AdamW for everything, or Muon for hidden matrices and AdamW for the rest; inside SAM if `sam_rho` is set."
+    "AdamW for everything, or Muon for matrices and AdamW for the rest; inside SAM if `sam_rho` is set."
     c, groups, parts = config, param_groups(model, config.weight_decay), []
     if c.optimizer == 'muon':
-        kinds = parameter_kinds(model)
-        hidden = {id(p): p for n, p in model.named_parameters() if kinds.get(n) == 'matrix'}
-        if not hidden: raise UserError("optimizer='muon' finds no hidden matrix in this model; use optimizer='adamw'")
-        parts.append(torch.optim.Muon(list(hidden.values()), lr=c.lr, weight_decay=c.weight_decay,
-                                      adjust_lr_fn='match_rms_adamw'))
-        groups = [{**g, 'params': [p for p in g['params'] if id(p) not in hidden]} for g in groups]
+        parts.append(_muon(model, c))
+        taken = {id(p) for p in parts[0].param_groups[0]['params']}
+        groups = [{**g, 'params': [p for p in g['params'] if id(p) not in taken]} for g in groups]
         groups = [g for g in groups if g['params']]
     if groups: parts.append(torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, fused=True))
     base = Optimizers(*parts)

@@ -14,7 +14,7 @@ from ..core.gradients import Batch
 from .board import BoardShape
 from .data_config import Data
 from .datasets import load
-from .puzzle_set import PuzzleSet, rating_groups, split_by_class
+from .puzzle_set import PuzzleSet, deal_classes, draw_evenly, rating_groups, split_by_class
 from .symmetry import relabel_digits
 
 # %% ../../nbs/sudoku/20_splits.ipynb #e1b0d40c
@@ -22,12 +22,23 @@ def balanced(puzzles:PuzzleSet, # the set to draw from
              edges:tuple[float, ...], # lower edges of the rating buckets
              n:int, # puzzles wanted in all
              seed:int=0, # of the draw
+             even:bool=False, # as many of each solution-grid class
             ) -> PuzzleSet: # at most n / len(edges) puzzles of each bucket
     "The same number of puzzles from every rating bucket (the log's '500 per bucket')."
-    rng, groups = np.random.default_rng(seed), rating_groups(puzzles.ratings, edges)
+    rng, groups, each = np.random.default_rng(seed), rating_groups(puzzles.ratings, edges), n // len(edges)
     groups.pop('unrated', None)
-    picked = [rng.permutation(np.flatnonzero(member))[:n // len(edges)] for member in groups.values()]
+    members = [np.flatnonzero(member) for member in groups.values()]
+    if even: picked = [rows[draw_evenly(puzzles.classes[rows], each, seed)] for rows in members]
+    else: picked = [rng.permutation(rows)[:each] for rows in members]
     return puzzles.select(np.sort(np.concatenate(picked)))
+
+def _split(everything:PuzzleSet, config:Data) -> tuple[PuzzleSet, ...]:
+    "All boards as training, validation and test side."
+    if config.even_classes: return deal_classes(everything, (1/2, 1/6, 1/3))
+    wanted = config.test_puzzles + config.validation_puzzles
+    held_share = min(0.5, max(0.1, 1.5 * wanted / len(everything)))
+    train, held = split_by_class(everything, held_share, seed=0)
+    return train, *split_by_class(held, config.test_puzzles / wanted, seed=1)
 
 def make_splits(config:Data # names the data set and the sizes
                ) -> dict[str, PuzzleSet]: # 'train', 'validation', 'test', sharing no solution-grid class
@@ -41,20 +52,19 @@ def make_splits(config:Data # names the data set and the sizes
     if wanted >= len(everything):
         raise UserError(f'{config.data} has {len(everything)} puzzles of difficulty {low} to {high}, too few for '
                         f'{wanted} held-out ones; lower test_puzzles or widen difficulty')
-    held_share = min(0.5, max(0.1, 1.5 * wanted / len(everything)))
-    train, held = split_by_class(everything, held_share, seed=0)
-    validation, test = split_by_class(held, config.test_puzzles / wanted, seed=1)
+    train, validation, test = _split(everything, config)
     sides = dict(
-        train=(train, config.train_puzzles, config.balanced_train),
-        validation=(validation, config.validation_puzzles, config.balanced_test),
-        test=(test, config.test_puzzles, config.balanced_test),
+        train=(train, config.train_puzzles, config.balanced_train, False),
+        validation=(validation, config.validation_puzzles, config.balanced_test, config.even_classes),
+        test=(test, config.test_puzzles, config.balanced_test, config.even_classes),
     )
-    return {name: _cut(side, n, edges) for name, (side, n, edges) in sides.items()}
+    return {name: _cut(side, n, edges, even) for name, (side, n, edges, even) in sides.items()}
 
-def _cut(side:PuzzleSet, n:int, edges:tuple[float, ...]) -> PuzzleSet:
-    "At most n puzzles, 0 = all; equal shares of the buckets if there are any."
-    if edges: side = balanced(side, edges, n)
-    return side.sample(n, seed=0) if 0 < n < len(side) else side
+def _cut(side:PuzzleSet, n:int, edges:tuple[float, ...], even:bool) -> PuzzleSet:
+    "At most n puzzles, 0 = all; equal shares of the buckets if there are any, and of the classes if asked for."
+    if edges: side = balanced(side, edges, n, even=even)
+    if not 0 < n < len(side): return side
+    return side.select(draw_evenly(side.classes, n)) if even else side.sample(n, seed=0)
 
 # %% ../../nbs/sudoku/20_splits.ipynb #f4ea223e
 def make_transfer(config:Data, # names the second data set
@@ -66,7 +76,7 @@ def make_transfer(config:Data, # names the second data set
     if not len(kept):
         raise UserError(f'transfer={config.transfer!r}: every one of its grids is a training grid; '
                         'use another data set or fewer training puzzles')
-    return _cut(kept, config.test_puzzles, config.transfer_balanced)
+    return _cut(kept, config.test_puzzles, config.transfer_balanced, config.even_classes)
 
 # %% ../../nbs/sudoku/20_splits.ipynb #6c655610
 class Boards:

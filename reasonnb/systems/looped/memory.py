@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIB', 'RESERVE', 'Activations', 'measure_activations', 'Memory', 'Footprint', 'optimizer_bytes', 'footprint',
-           'predict_memory', 'checkpointed', 'needed_accumulation', 'check_memory']
+           'predict_memory', 'checkpointed', 'needed_accumulation', 'check_memory', 'build']
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #6400c540
 from bisect import bisect_right
@@ -20,7 +20,7 @@ from ...core.optimizers import make_optimizer
 from ...nn.activation_memory import GPUKernels, saved_bytes
 from ...nn.loop import Looped, State
 from .config import LoopedConfig
-from .task import build_model
+from .task import LoopedTask, build_model, build_task
 from .transformer import looped_loss
 
 # %% ../../../nbs/systems/looped/05_memory.ipynb #81b8fc75
@@ -198,3 +198,11 @@ def check_memory(config:LoopedConfig, # settings of the run
     raise UserError(f'a step of {memory.micro_batch} boards x {config.iterations} iterations needs '
                     f'{_gib(memory.total)}, the device has {_gib(capacity)} ({reserve:.0%} is left free); '
                     f'fix: {_fixes(foot, free, build)}')
+
+# %% ../../../nbs/systems/looped/05_memory.ipynb #f05ba27c
+def build(config:LoopedConfig # settings of the run
+         ) -> LoopedTask:
+    "The task of a config; on a GPU only if a training step fits into its memory."
+    if torch.cuda.is_available() and config.device in ('auto', 'cuda'):
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+    return build_task(config)

@@ -59,17 +59,20 @@ class LoopedTask(Boards):
         boards = self.sides[side]
         puzzles, solutions = (torch.as_tensor(np.asarray(a)) for a in (boards.puzzles, boards.solutions))
         at_iterations = tuple(sorted({self.config.headline, *iterations}))
-        return evaluate(self.model, puzzles, solutions, np.asarray(boards.ratings), iterations=at_iterations)
+        ratings, classes = np.asarray(boards.ratings), np.asarray(boards.classes)
+        return evaluate(self.model, puzzles, solutions, ratings, classes, at_iterations)
 
     def evaluate(self) -> dict[str, float]:
         "Validation boards, at the headline number of iterations."
         return flat_metrics(self._measure('validation'), self.config.headline)
 
     def test(self) -> dict[str, float]:
-        "Test boards, at all trained iterations and the `test_iterations`; the trainer calls this once, at the end."
-        trained = self.config.iterations
-        found = self._measure('test', *range(1, trained + 1), *self.config.test_iterations)
-        metrics = flat_metrics(found, self.config.headline) | failure_metrics(found, trained)
+        """Test boards, at every number of iterations that is trained or below the headline's, and the `test_iterations`.
+
+        The trainer calls this once, at the end."""
+        trained, headline = self.config.iterations, self.config.headline
+        found = self._measure('test', *range(1, max(trained, headline) + 1), *self.config.test_iterations)
+        metrics = flat_metrics(found, headline, trained) | failure_metrics(found, headline)
         return metrics | self._transfer() if 'transfer' in self.sides else metrics
 
     def _transfer(self) -> dict[str, float]:
