@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'coerce', 'Settings', 'Config', 'check_config', 'parse_override', 'parse_overrides',
-           'Experiment', 'CompareWith', 'Deferred', 'System']
+           'Experiment', 'Deferred', 'System']
 
 # %% ../../nbs/core/00_config.ipynb #70964337
 import dataclasses, difflib, hashlib, importlib, json, math, shlex
@@ -222,12 +222,6 @@ class Experiment:
     at: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> fields that change there in addition
     note: str = ''  # what the reader must know, e.g. a deviation from the log
 
-@dataclass(frozen=True)
-class CompareWith:
-    "A claim's own function together with the experiment to compare with, where `claims.csv` names none or another one."
-    ask: Callable  # (records of the left side, records of `versus`) -> the same as a plain claim function
-    versus: str  # slug of the experiment to compare with
-
 # %% ../../nbs/core/00_config.ipynb #770580b6
 class Deferred:
     "A field of a dataclass that may be given as 'module:name', and is imported when it is first read."
@@ -259,5 +253,5 @@ class System:
     build: Callable[[Config], Any] = Deferred()  # config -> Task (core.trainer)
     job: str  # notebook under nbs/ that papermill runs
     metrics: dict[str, str] = field(default_factory=dict)  # metric of claims.csv -> metric of records
-    claims: dict[str, Callable | CompareWith] = field(default_factory=dict)  # claim id -> its function over records
+    claims: dict[str, Any] = field(default_factory=dict)  # claim id -> its `core.claimtest.ClaimTest`
     commands: tuple[Callable, ...] = Deferred(())  # functions that `reasonnb` offers beside its own commands

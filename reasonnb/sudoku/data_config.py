@@ -31,7 +31,7 @@ class Data(Config):
     transfer: str = ''  # a second data set to test on, '' = none
     transfer_puzzles: int = 0  # puzzles to load of the second data set, 0 = all
     transfer_balanced: tuple[float, ...] = ()  # lower edges of its rating buckets that get equal shares
-    even_classes: bool = False  # deal solution-grid classes by size and hold out as many boards of each (few classes)
+    even_classes: bool = False  # deal solution-grid classes one by one and hold out as many boards of each
     relabel: bool = False  # new digit names whenever a board is drawn
 
     def check(self):

@@ -155,19 +155,17 @@ def split_by_class(
 # %% ../../nbs/sudoku/16_puzzle_set.ipynb #1223ba80
 def deal_classes(
     puzzles:PuzzleSet, # the set to split
-    shares:tuple[float, ...], # share of the puzzles for each side; they add up to 1
-    seed:int=0, # of the order among classes of one size
+    shares:tuple[float, ...], # share of the classes for each side; they add up to 1
+    seed:int=0, # of the deal
 ) -> tuple[PuzzleSet, ...]: # one part a share, no solution-grid class in two of them
-    "Split so that every side has large and small classes alike; fewer classes than sides raise `UserError`."
-    classes, member, sizes = np.unique(puzzles.classes, return_inverse=True, return_counts=True)
-    if len(classes) < len(shares):
-        raise UserError(f'{puzzles.name}: its {len(puzzles):,} puzzles have {len(classes)} solution-grid classes, '
-                        f'a split into {len(shares)} needs as many; take more or larger boards')
-    missing, side = np.array(shares) * len(puzzles), np.empty(len(classes), int)
-    for k in np.lexsort((_scramble(classes, seed), -sizes)):
-        side[k] = missing.argmax()
-        missing[side[k]] -= sizes[k]
-    return tuple(puzzles.select(side[member] == i) for i in range(len(shares)))
+    "Split by the classes alone, so that sets of one box shape are split alike; an empty side raises `UserError`."
+    places = _scramble(puzzles.classes, seed) / np.float64(2**64) # in [0, 1)
+    side = np.searchsorted(np.cumsum(shares)[:-1], places, 'right')
+    parts = tuple(puzzles.select(side == i) for i in range(len(shares)))
+    if not all(map(len, parts)):
+        raise UserError(f'{puzzles.name}: its {len(np.unique(puzzles.classes))} solution-grid classes leave one of '
+                        f'{len(shares)} sides empty; take more or larger boards')
+    return parts
 
 def draw_evenly(classes:np.ndarray, # `(n,)` solution-grid class of each puzzle
                 n:int, # puzzles wanted

@@ -32,9 +32,13 @@ def balanced(puzzles:PuzzleSet, # the set to draw from
     else: picked = [rng.permutation(rows)[:each] for rows in members]
     return puzzles.select(np.sort(np.concatenate(picked)))
 
+def _deal(puzzles:PuzzleSet) -> tuple[PuzzleSet, ...]: # training, validation and test side
+    "Half of the classes for training, a sixth, a third: the first deal in which those of 6x6 boards fall out so."
+    return deal_classes(puzzles, (1/2, 1/6, 1/3), seed=15)
+
 def _split(everything:PuzzleSet, config:Data) -> tuple[PuzzleSet, ...]:
     "All boards as training, validation and test side."
-    if config.even_classes: return deal_classes(everything, (1/2, 1/6, 1/3))
+    if config.even_classes: return _deal(everything)
     wanted = config.test_puzzles + config.validation_puzzles
     held_share = min(0.5, max(0.1, 1.5 * wanted / len(everything)))
     train, held = split_by_class(everything, held_share, seed=0)
@@ -72,7 +76,8 @@ def make_transfer(config:Data, # names the second data set
                  ) -> PuzzleSet: # at most test_puzzles boards
     "Test boards of the second data set; `UserError` where all its grids are training grids."
     others = load(config.transfer, box=BoardShape(*config.box), n=config.transfer_puzzles or None, seed=0)
-    kept = others.select(~np.isin(others.classes, np.unique(train.classes)))
+    if config.even_classes: kept = _deal(others)[-1]
+    else: kept = others.select(~np.isin(others.classes, np.unique(train.classes)))
     if not len(kept):
         raise UserError(f'transfer={config.transfer!r}: every one of its grids is a training grid; '
                         'use another data set or fewer training puzzles')

@@ -74,7 +74,7 @@ def check_epochs(found:list[Epoch], # epochs in the order of the log
            f'the log calls {best} its best, but no epoch has it')
 
 # %% ../../../nbs/systems/equilibrium/08_logparser.ipynb #a9c8c07f
-def flags_zeros(ours, theirs) -> bool:
+def flags_zeros() -> bool:
     "Does a log of zeros raise an error that names the parser?"
     try: parse_log(re.sub(r'0\.\d+', '0.0', BLOCK))
     except UserError as e: return 'parser' in str(e)
