@@ -6,7 +6,7 @@
 __all__ = ['COLLAPSE', 'CLAIMS', 'broken', 'stable', 'less_stable', 'accuracy']
 
 # %% ../../../nbs/systems/equilibrium/09_claims.ipynb #731e6daa
-from ...core.claimtest import ClaimTest
+from ...core.claimtest import CannotShow, ClaimTest
 from .logparser import flags_zeros
 
 # %% ../../../nbs/systems/equilibrium/09_claims.ipynb #02965bfb
@@ -49,12 +49,19 @@ def _smaller_step(last:dict, _, middle:dict, first:dict) -> float: # share of th
     "The smaller of the two steps from first through middle to last."
     return min(accuracy(last) - accuracy(middle), accuracy(middle) - accuracy(first))
 
+def _speedup(compiled:dict, _, eager:dict) -> float: # share of a step's time
+    "What compiling saves; a compiled run draws its dropout masks anew, so one that equals the eager run was not compiled."
+    if compiled['curve'] == eager['curve']: raise CannotShow('the run equals the eager one bit for bit: not compiled')
+    return compiled['metrics']['speedup']
+
 _STRENGTHS = tuple(f'beta_0_{beta}_fixed' for beta in range(21, 27))
 CLAIMS = COLLAPSE | {
     'eq_flat_top': ClaimTest(tested='range of test accuracy over the seven strengths, one seed each, against one point',
                              also=_STRENGTHS, pair=_range),
     'eq_plateau_rises': ClaimTest(tested='smaller of the steps from 0.23 to 0.24 and from 0.24 to 0.25, test images',
                                   also=('beta_0_24_fixed', 'beta_0_23_fixed'), pair=_smaller_step, tolerance=.005),
+    'eq_compile': ClaimTest(tested='share of a training step that the compiled map saves, against a twentieth',
+                            also=('beta_0_22_fixed',), pair=_speedup),
     'eq_ln': ClaimTest(tested='test images, or those of the last evaluation of a run that stopped', left=accuracy,
                        versus='eq_no_layernorm'),
     'eq_symmetry': ClaimTest(cannot='the symmetric mode as published stays at chance (10 %), here as at its authors, so '
