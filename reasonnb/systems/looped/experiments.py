@@ -157,7 +157,7 @@ DOMAINS = (
                at=at(_FROM_TEST, _FROM_MINIMAL),
                note='The log took its 400 thousand boards from the test split before it knew of another.'),
     Experiment('extreme_2_7m', 'extreme_400k', at=at(_EXTREME, dict(train_puzzles=40_000))),
-    Experiment('mlp_mixer', 'extreme_2_7m', dict(mixing='mlp'), at(laptop=dict(answer_iterations=6))),
+    Experiment('mlp_mixer', 'extreme_2_7m', dict(mixing='mlp'), at(laptop=dict(answer_iterations=6, lr=4e-3))),
     Experiment('scale_down', 'extreme_2_7m',
                at=at(dict(d_model=64, layers=2, heads=2, d_ff=256), dict(d_model=24, layers=1, d_ff=96))),
     Experiment('scale_up_accum', 'extreme_2_7m', at=at(_DEEP, dict(d_model=72, layers=3, d_ff=288, accumulate=2))),
