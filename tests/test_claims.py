@@ -10,6 +10,7 @@ import pytest
 from reasonnb.core.config import UserError
 from reasonnb.core.statistics import Interval
 from reasonnb.lab import catalogue, claims, results
+from reasonnb.systems.looped.claims import CLAIMS
 
 NAN = math.nan
 
@@ -276,6 +277,16 @@ def test_a_system_maps_metrics_and_judges_claims_of_its_own(world, tmp_path):
     assert book.loc['st_fail_peak4', 'reason'] == 'its function failed: IndexError: list index out of range'
     assert [book.loc[c, 'verdict'] for c in ('rl_fix_hash_primes', 'rl_fix_gqa_check')] == ['holds', 'contradicted']
     assert book.loc['rl_fix_mtp_params', 'reason'] == 'no predicate yet'
+
+
+def test_runs_that_share_their_training_are_paired_by_seed(world, tmp_path):
+    world.own |= {'st_ema_warmup_lt': CLAIMS['st_ema_warmup_lt']}
+    level = [.9, .1, .5, .3, .7]  # of each seed; averaging costs a tenth
+    world.run('ema_warmup', [x - .1 for x in level[:4]])
+    world.run('warmup', level)
+    world.records.pop(4)  # seeds 0 to 3 on one side, 1 to 4 on the other
+    row = verdict_of(world, tmp_path, 'st_ema_warmup_lt')
+    assert row['effect'] == pytest.approx(-.1) and row['verdict'] == 'holds'
 
 
 def test_judge_at_the_edges():

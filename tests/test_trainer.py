@@ -16,7 +16,8 @@ import torch
 from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.records import RunFolder, read_json
-from toy_task import same, train
+from reasonnb.core.trainer import fit
+from toy_task import ToyConfig, ToyTask, same, train
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "REASONNB_PROGRESS": "off"}
@@ -173,7 +174,6 @@ def crash_at(at):
 
 
 def test_failing_evaluation_keeps_the_training(tmp_path, monkeypatch):
-    from toy_task import ToyTask
     whole = train(tmp_path / "whole", "eval_every=0")
     with monkeypatch.context() as patch:
         patch.setattr(ToyTask, "evaluate", lambda self: 1 / 0)
@@ -189,6 +189,47 @@ def test_best_checkpoint_has_the_averaged_weights_of_its_step(tmp_path):
     assert best["step"] == record["best"]["step"]
     norms = [row["norm"] for row in RunFolder(tmp_path / "run").rows() if row["kind"] == "eval"]
     assert best["model"]["0.weight"].norm().item() == record["best"]["value"] == max(norms)
+
+
+class Observed(ToyTask):
+    "Has a test of its own, and draws a number with every gradient."
+    def __init__(self, config):
+        super().__init__(config)
+        self.drawn = []
+
+    def backward(self, batch):
+        self.drawn.append(torch.rand(()).item())
+        return super().backward(batch)
+
+    def test(self): return self.evaluate()
+
+
+def test_averaged_weights_are_evaluated_and_tested(tmp_path):
+    config = ToyConfig(steps=20, ema=0.9)
+    record = fit(Observed(config), config, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    averaged, last = state["ema"]["shadow"][0].norm().item(), state["model"]["0.weight"].norm().item()
+    evaluated = RunFolder(tmp_path).rows()[-1]["norm"]
+    assert record["metrics"]["norm"] == evaluated == averaged != last
+
+
+def test_dropout_follows_the_seed_of_the_config(tmp_path):
+    def losses(seed, dropout):
+        "Weights and batches of seed 0 whatever the seed of the run is."
+        task = ToyTask(ToyConfig(steps=3, dropout=dropout))
+        record = fit(task, task.config.replace(seed=seed), tmp_path / f"{seed} {dropout}")
+        return [row["loss"] for row in record["curve"]]
+    assert losses(0, 0.0) == losses(1, 0.0)
+    assert losses(0, 0.1) != losses(1, 0.1)
+
+
+def test_both_gradients_of_sam_see_the_same_noise(tmp_path):
+    config = ToyConfig(steps=3, sam_rho=0.05, accumulate=2)
+    task = Observed(config)
+    fit(task, config, tmp_path)
+    updates = [task.drawn[i:i + 4] for i in range(0, 12, 4)]  # two pieces of the batch at the weights, two uphill
+    assert all(drawn[:2] == drawn[2:] for drawn in updates)
+    assert len(set(task.drawn)) == 6  # other noise for each piece and update
 
 
 def test_second_process_in_a_folder_is_refused(tmp_path):
