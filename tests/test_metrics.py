@@ -64,9 +64,10 @@ COUNTS = Evaluation(
 
 
 def test_failures_are_counted_over_unsolved_boards():
-    assert failure_metrics(COUNTS, 3) == {'best_iteration': 1, 'still_changing_share': 0, 'still_changing_share/solved': 1}
+    share = 'still_changing_share'
+    assert failure_metrics(COUNTS, 3) == {'best_iteration': 1, share: 0, f'{share}/solved': 1}
     none_left = replace(COUNTS, right=np.array([[0, 3], [2, 2], [4, 4]]))
-    assert failure_metrics(none_left, 3) == {'still_changing_share/solved': .5}
+    assert failure_metrics(none_left, 3) == {f'{share}/solved': .5}
 
 
 def test_every_number_is_read_at_its_own_iteration():
