@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from reasonnb.core.config import UserError
-from reasonnb.core.statistics import Interval
+from reasonnb.core.statistics import Interval, wilson
 from reasonnb.lab import catalogue, claims, results
+from reasonnb.systems.looped.claims import CLAIMS
 
 NAN = math.nan
 
@@ -121,6 +122,22 @@ def test_greater(world, tmp_path, left, right, verdict):
         assert row['effect'] == pytest.approx(.2) and row['low'] < .2
     if len(left) == 1: assert math.isnan(row['low'])
     if None in left: assert 'without a finite' in row['reason'] and math.isnan(row['effect'])
+
+
+def test_few_seeds_on_the_right_are_as_bad_as_on_the_left(world, tmp_path):
+    world.run('recur_add', [.70, .72, .71])
+    world.run('recur_baseline', [.50, .52])
+    row = verdict_of(world, tmp_path, 'st_recur_add_gt_base')
+    assert (row['verdict'], row['reason']) == ('not run', '2 seeds of 3: recur_baseline')
+
+
+def test_a_share_of_a_bucket_has_the_noise_of_the_bucket(world, tmp_path):
+    world.metrics['puzzle_accuracy'] = 'puzzle_accuracy/rating_0'
+    sizes = {'n_test': 1000, 'n_test/rating_0': 50}
+    for slug in ('recur_add', 'recur_baseline'):
+        world.run(slug, [0., 0., 0.], metric='puzzle_accuracy/rating_0', **sizes)
+    row = verdict_of(world, tmp_path, 'st_recur_add_gt_base')
+    assert row['high'] == pytest.approx(wilson(0, 50).high)
 
 
 def test_a_clean_zero_on_both_sides_keeps_the_noise_of_the_test_set(world, tmp_path):
@@ -276,6 +293,16 @@ def test_a_system_maps_metrics_and_judges_claims_of_its_own(world, tmp_path):
     assert book.loc['st_fail_peak4', 'reason'] == 'its function failed: IndexError: list index out of range'
     assert [book.loc[c, 'verdict'] for c in ('rl_fix_hash_primes', 'rl_fix_gqa_check')] == ['holds', 'contradicted']
     assert book.loc['rl_fix_mtp_params', 'reason'] == 'no predicate yet'
+
+
+def test_runs_that_share_their_training_are_paired_by_seed(world, tmp_path):
+    world.own |= {'st_ema_warmup_lt': CLAIMS['st_ema_warmup_lt']}
+    level = [.9, .1, .5, .3, .7]  # of each seed; averaging costs a tenth
+    world.run('ema_warmup', [x - .1 for x in level[:4]])
+    world.run('warmup', level)
+    world.records.pop(4)  # seeds 0 to 3 on one side, 1 to 4 on the other
+    row = verdict_of(world, tmp_path, 'st_ema_warmup_lt')
+    assert row['effect'] == pytest.approx(-.1) and row['verdict'] == 'holds'
 
 
 def test_judge_at_the_edges():
