@@ -112,7 +112,8 @@ def values(claim:dict, # one row of `claims_table`
 def _by_class(rows:list[list[dict]], level:float) -> str: # '' where records do not say
     "The interval of the difference over classes of solution grids."
     names = [name for name in rows[0][0]['metrics'] if name.startswith('puzzle_accuracy/class_')]
-    if not names or any(name not in record['metrics'] for row in rows for record in row[:2] for name in names): return ''
+    said = [record['metrics'] for row in rows for record in row[:2]]
+    if not names or any(name not in metrics for metrics in said for name in names): return ''
     sizes = [rows[0][0]['metrics'][name.replace('puzzle_accuracy', 'n_test')] for name in names]
     gaps = [sum(a['metrics'][name] - b['metrics'][name] for a, b, *_ in rows)/len(rows) for name in names]
     _, low, high = over_classes(gaps, sizes, level)
@@ -138,7 +139,9 @@ def judged(claim:dict, test:ClaimTest, rows:list[list[dict]], metric:str) -> Fin
         return Finding(judge(relation, effect), *effect, n, 0, f'against {bar:g}')
     if relation in ('diverges', 'collapses', 'holds'):
         default = {'diverges': lambda record: diverged(record, metric)}.get(relation, collapsed)
-        return judge_rate([(test.left or default)(row[0]) for row in rows])
+        truths = [(test.left or default)(row[0]) for row in rows]
+        if test.pair: truths = [test.pair(*row) > 0 for row in rows]
+        return judge_rate(truths)
     left, right = values(claim, test, rows, metric)
     if relation == 'solves_none':
         log_n = reported(claim['left'], claim['metric']).of
@@ -217,8 +220,8 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     if test.check: return Finding('holds' if test.check() else 'contradicted', reason='a check, needs no runs')
     if test.cannot and scale in test.cannot_at: return Finding('cannot show', reason=test.cannot)
     names = experiments_of(claim, test)
-    if names[1] and catalogue.known(names) and catalogue.canonical(names[0], scale) == catalogue.canonical(names[1], scale):
-        return Finding('cannot show', reason='both sides have the same configuration at this scale')
+    sides = {catalogue.canonical(name, scale) for name in names[:2]} if names[1] and catalogue.known(names) else ()
+    if len(sides) == 1: return Finding('cannot show', reason='both sides have the same configuration at this scale')
     rows = rows_of(names, records, scale)
     metric = system.metrics.get(claim['metric'], claim['metric'])
     try:
@@ -230,7 +233,8 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     except Exception as error: raise NotRun(f'its test failed: {type(error).__name__}: {error}') from error
 
 _WORDS = {'puzzle_accuracy': 'boards solved', 'cell_accuracy': 'blanks that are right', 'test_accuracy': 'test images',
-          'accuracy': 'test images', 'hours': 'hours of a run'}
+          'accuracy': 'test images', 'hours': 'hours of a run',
+          'memory_over_backprop': 'bytes that a training step keeps, as a share of those of backpropagation'}
 
 def tested(claim:dict # one row of `claims_table`
           ) -> str: # '' where no system answers yet

@@ -125,6 +125,8 @@ def judge_none(shares:list[float], # share solved, one per seed
                log_n:float=1000, # test boards behind the log's zero
               ) -> Finding:
     "Does every seed stay within what the log's zero allows?"
+    lost = sum(not math.isfinite(share) for share in shares)
+    if lost: return Finding('undecided', n_left=len(shares), reason=f'{lost} runs without a finite value')
     bar = wilson(0, round(log_n)).high
     least, most = (wilson(round(share*n), round(n)) for share in (min(shares), max(shares)))
     effect = Interval(sum(shares)/len(shares), least.low, most.high)
