@@ -11,7 +11,7 @@ import pytest
 from reasonnb.core.claimtest import CannotShow, ClaimTest
 from reasonnb.core.config import UserError
 from reasonnb.core.statistics import Interval
-from reasonnb.lab import catalogue, claims, results
+from reasonnb.lab import catalogue, claims, claimtable, results
 from reasonnb.lab.verdicts import judge
 
 NAN = math.nan
@@ -545,7 +545,7 @@ def test_a_check_needs_no_runs(world, tmp_path):
 
 def faults(claim, test, known):
     "What a claim test says that its row does not let it say, or that nobody reads."
-    relation, number = claim['relation'], claims._number(claim['right']) is not None
+    relation, number = claim['relation'], claims.number_of(claim['right']) is not None
     other = bool(test.versus or claim['right'] and not number)
     alone = dict(left=test.left, right=test.right, pair=test.pair, runs=test.runs, of=test.of, versus=test.versus)
     for name in (test.of, test.versus, *test.also):
@@ -564,7 +564,7 @@ def faults(claim, test, known):
     if test.right and not other: yield '`right` of no experiment'
     if test.versus and number and not test.pair: yield '`versus` beside a number'
     if test.bar is not None and relation not in COMPARED: yield f'a bar for {relation}'
-    if test.bar is not None and number and test.bar != claims._number(claim['right']): yield 'a bar beside that of the row'
+    if test.bar is not None and number and test.bar != claims.number_of(claim['right']): yield 'a bar beside that of the row'
     if test.bar is not None and other and not test.pair: yield 'a bar beside an experiment'
     if relation in RATES and not (test.left or test.pair or test.cannot or relation != 'holds'):
         yield 'nothing that is true or false'
@@ -649,8 +649,8 @@ def test_what_is_judged_by_the_plain_metric_is_what_the_log_compared():
     tests = {claim_id: test for system in catalogue.systems() for claim_id, test in system.claims.items()}
     checked = 0
     for claim in rows.to_dict('records'):
-        gap, test = claims._reported_gap(claim), tests.get(claim['claim_id'], ClaimTest())
-        if math.isnan(gap) or claim['metric'] in (*claims._RATIOS, 'relative_loss_drop'): continue
+        gap, test = claimtable._reported_gap(claim), tests.get(claim['claim_id'], ClaimTest())
+        if math.isnan(gap) or claim['metric'] in (*claims.RATIOS, 'relative_loss_drop'): continue
         if claim['claim_id'] in claims.NEEDS_FUNCTION | known or test.left or test.pair or test.runs: continue
         assert claims.log_value(claim) == pytest.approx(gap, abs=2e-3), claim['claim_id']
         checked += 1

@@ -169,6 +169,29 @@ def test_table_names_the_changes_and_the_cost(world):
     assert rows.loc['', 'params'] == 58_000 and rows.loc['', 'protocol'] == 'none' and rows.loc['', 'seconds'] == 60
 
 
+def test_of_two_runs_with_one_seed_a_table_has_the_newer(world):
+    world('one', 0, .9, finished='2026-11-22T10:00:00')
+    world('one', 0, .5, folder='older')
+    row, = results.table(results.load_records(world.root)).itertuples()
+    assert (row.mean, row.n) == (.9, 1)
+
+
+def test_a_change_is_what_changes_the_idea(world):
+    known = dict(lr=.003, seed=5)
+    world('one', 0, .5, config=known | dict(device='cuda', compile=True, eval_every=7, checkpoint_every=3))
+    for seed, (name, value) in enumerate([('batch_size', 7), ('precision', 'bfloat16'), ('steps', 9)], 1):
+        world('one', seed, .5, config=known | {name: value})
+    changes = results.as_catalogued(results.load_records(world.root)).sort_values('seed')['changes']
+    assert changes.tolist() == ['', 'batch_size=7', 'precision=bfloat16', 'steps=9']
+
+
+def test_a_run_is_known_by_its_test_set():
+    record = dict(config=dict(best_metric='accuracy'), metrics=dict(loss=1., accuracy=.5, test_accuracy=.4))
+    assert results.headline(record) == 'test_accuracy'
+    del record['metrics']['test_accuracy']
+    assert results.headline(record) == 'accuracy'
+
+
 def test_the_contradictions_of_the_logs_are_found():
     found = results.contradictions()
     assert set(zip(found['slug'], found['split'])) >= {

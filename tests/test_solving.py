@@ -208,6 +208,18 @@ def test_a_reader_that_leaves(tmp_path):
     assert 'Traceback' not in running.stderr.read() and running.wait(timeout=60) != 0
 
 
+@pytest.mark.parametrize('tier', ['minimal', 'se_easy'])
+def test_a_tier_has_no_board_of_a_training_grid(tier, monkeypatch):
+    classes = np.arange(40, dtype=np.uint64) % 8
+    everything = benchmark.PuzzleSet(PUZZLES, SOLUTIONS, np.zeros(40, np.float32), classes, SMALL, 'toy', 'hash')
+    monkeypatch.setattr(benchmark, 'load', lambda *words, **more: everything)
+    solver, trained = load_solver(SMALL), np.array([1, 5], np.uint64)
+    boards, size, left_out = benchmark.tier_boards(tier, solver, trained, n=0)
+    assert set(boards.classes) == {0, 2, 3, 4, 6, 7} and (size, left_out, len(boards)) == (40, 10, 30)
+    sample = benchmark.tier_boards(tier, solver, trained, n=12)[0]
+    assert len(sample) == 12 and not set(sample.classes) & {1, 5}
+
+
 def test_a_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     solver, path, real = load_solver(SMALL), tmp_path/'report.json', benchmark.run_tier
     classes = np.arange(12, dtype=np.uint64)

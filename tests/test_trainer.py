@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from reasonnb.core.config import UserError
-from reasonnb.core.guards import TrainingError
+from reasonnb.core import trainer
+from reasonnb.core.gradients import Ranks
+from reasonnb.core.guards import TrainingError, alarms
 from reasonnb.core.records import RunFolder, read_json
-from toy_task import same, train
+from reasonnb.core.trainer import Run, fit, train_row, train_step
+from toy_task import ToyConfig, ToyTask, same, train
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "REASONNB_PROGRESS": "off"}
@@ -98,13 +101,14 @@ def test_told_to_stop_saves_this_very_step(tmp_path, number, before):
     assert 0 <= state["now"]["step"] - folder.rows()[-1]["step"] < 100
 
 
-def test_stopped_in_process_resumes_to_the_same_bits(tmp_path):
-    whole = train(tmp_path / "whole", "")
+@pytest.mark.parametrize("overrides", ["", ALL_STATE])
+def test_stopped_in_process_resumes_to_the_same_bits(tmp_path, overrides):
+    whole = train(tmp_path / "whole", overrides)
     def interrupt(step, terms): return signal.raise_signal(signal.SIGINT) if step == 33 else None
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run", "", on_step=interrupt)
+        train(tmp_path / "run", overrides, on_step=interrupt)
     assert RunFolder(tmp_path / "run").load(tmp_path / "run" / "checkpoint.pt")["now"]["step"] == 33
-    assert same(train(tmp_path / "run", ""), whole)
+    assert same(train(tmp_path / "run", overrides), whole)
 
 
 def full_disk_after(monkeypatch, writes):
@@ -173,7 +177,6 @@ def crash_at(at):
 
 
 def test_failing_evaluation_keeps_the_training(tmp_path, monkeypatch):
-    from toy_task import ToyTask
     whole = train(tmp_path / "whole", "eval_every=0")
     with monkeypatch.context() as patch:
         patch.setattr(ToyTask, "evaluate", lambda self: 1 / 0)
@@ -189,6 +192,106 @@ def test_best_checkpoint_has_the_averaged_weights_of_its_step(tmp_path):
     assert best["step"] == record["best"]["step"]
     norms = [row["norm"] for row in RunFolder(tmp_path / "run").rows() if row["kind"] == "eval"]
     assert best["model"]["0.weight"].norm().item() == record["best"]["value"] == max(norms)
+
+
+class Observed(ToyTask):
+    "Has a test of its own, draws a number with every gradient, and keeps the weights at which it was asked for one."
+    def __init__(self, config):
+        super().__init__(config)
+        self.drawn, self.asked = [], []
+
+    def backward(self, batch):
+        self.drawn.append(torch.rand(()).item())
+        self.asked.append(torch.nn.utils.parameters_to_vector(self.model.parameters()).detach())
+        return super().backward(batch)
+
+    def test(self): return self.evaluate()
+
+
+def test_averaged_weights_are_evaluated_and_tested(tmp_path):
+    config = ToyConfig(steps=20, ema=0.9)
+    record = fit(Observed(config), config, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    averaged, last = state["ema"]["shadow"][0].norm().item(), state["model"]["0.weight"].norm().item()
+    evaluated = RunFolder(tmp_path).rows()[-1]["norm"]
+    assert record["metrics"]["norm"] == evaluated == averaged != last
+
+
+def test_dropout_follows_the_seed_of_the_config(tmp_path):
+    def losses(seed, dropout):
+        "Weights and batches of seed 0 whatever the seed of the run is."
+        task = ToyTask(ToyConfig(steps=3, dropout=dropout))
+        record = fit(task, task.config.replace(seed=seed), tmp_path / f"{seed} {dropout}")
+        return [row["loss"] for row in record["curve"]]
+    assert losses(0, 0.0) == losses(1, 0.0)
+    assert losses(0, 0.1) != losses(1, 0.1)
+
+
+def test_both_gradients_of_sam_see_the_same_noise(tmp_path):
+    config = ToyConfig(steps=3, sam_rho=0.05, accumulate=2)
+    task = Observed(config)
+    fit(task, config, tmp_path)
+    updates = [task.drawn[i:i + 4] for i in range(0, 12, 4)]  # two pieces of the batch at the weights, two uphill
+    assert all(drawn[:2] == drawn[2:] for drawn in updates)
+    assert len(set(task.drawn)) == 6  # other noise for each piece and update
+
+
+def test_the_average_is_taken_after_the_update(tmp_path):
+    task = Observed(ToyConfig(steps=1, ema=0.9))
+    fit(task, task.config, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    before, after = task.asked[0][:96], state["model"]["0.weight"].flatten()  # the first layer
+    assert torch.allclose(state["ema"]["shadow"][0].flatten(), 0.9 * before + 0.1 * after)
+
+
+def test_sam_goes_uphill_by_rho_over_all_parameters_together(tmp_path):
+    task = Observed(ToyConfig(steps=1, sam_rho=0.05))
+    fit(task, task.config, tmp_path)
+    here, uphill = task.asked
+    assert (uphill - here).norm().item() == pytest.approx(0.05, rel=1e-4)
+
+
+def test_patience_counts_evaluations_since_the_best(tmp_path):
+    measured = iter([5.0, 4.0, 6.0, 3.0, 6.0, 7.0, 1.0])  # at updates 0, 10, 20, ...
+    class Scripted(ToyTask):
+        def evaluate(self): return {"loss": next(measured)}
+    config = ToyConfig(steps=200, eval_every=10, patience=2)
+    record = fit(Scripted(config), config, tmp_path)
+    assert record["steps"] == 50 and record["best"] == {"metric": "loss", "value": 3.0, "step": 30}
+
+
+def test_the_logged_norm_is_that_before_clipping(tmp_path):
+    curves = [train(tmp_path / f"{clip}", f"steps=1 clip={clip}")["curve"] for clip in (0, 0.001)]
+    free, clipped = ([row["grad_norm"] for row in curve if row["kind"] == "train"] for curve in curves)
+    assert free == clipped and free[0] > 0.001
+
+
+def test_an_alarm_keeps_the_update_at_which_it_first_rang(tmp_path):
+    assert train(tmp_path, "steps=10 loss_floor=1000")["alarms"] == {"leak": 1}
+
+
+def test_one_collapsed_variance_rings_among_others():
+    config = ToyConfig(variance_floor=0.1)
+    assert alarms({"loss": 1.0, "variance_a": 0.5, "variance_b": 0.0}, config) == ["collapse"]
+    assert alarms({"loss": 1.0, "variance_a": 0.5, "variance_b": 0.2}, config) == []
+
+
+def test_each_row_has_the_pace_of_its_own_updates(tmp_path):
+    run = Run(ToyTask(ToyConfig()), ToyConfig(), folder=RunFolder(tmp_path), device=torch.device("cpu"), ranks=Ranks())
+    rows = [train_row(run, train_step(run), busy=0.01) for _ in range(3)]
+    assert [row["items_per_second"] for row in rows] == [2400.0] * 3
+
+
+def test_an_evaluation_that_no_checkpoint_holds_is_written_once(tmp_path, monkeypatch):
+    "Stopped between the update and its evaluation, then again between the evaluation and its checkpoint."
+    whole = train(tmp_path / "whole", "")
+    def interrupt(step, terms): return signal.raise_signal(signal.SIGINT) if step == 40 else None
+    with pytest.raises(KeyboardInterrupt): train(tmp_path / "run", "", on_step=interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError): train(tmp_path / "run", "")
+    assert RunFolder(tmp_path / "run").rows()[-1]["kind"] == "eval"
+    assert same(train(tmp_path / "run", ""), whole)
 
 
 def test_second_process_in_a_folder_is_refused(tmp_path):

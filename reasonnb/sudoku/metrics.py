@@ -117,7 +117,7 @@ def flat_metrics(found:Evaluation, # counts of one network
         metrics[f'puzzle_accuracy/{name}'] = float(found.solved[row, member].mean())
         metrics[f'n_test/{name}'] = int(member.sum())
         if trained in (0, main) or not name.startswith('rating_'): continue
-        metrics[f'puzzle_accuracy@{trained}/{name}'] = float(found.solved[found.at(trained), member].mean())
+        metrics[f'puzzle_accuracy/trained_{name}'] = float(found.solved[found.at(trained), member].mean())
     return metrics
 
 # %% ../../nbs/sudoku/21_metrics.ipynb #7c55f30e

@@ -43,10 +43,11 @@ def solved(where:str='all', # 'hardest', 'easiest', 'all' or 'rating_1-2'; 'tran
         if part == 'all': name = ''
         if part == 'hardest': name = buckets(record, prefix)[-1]
         if part == 'easiest': name = 'rating_0'
-        same = config['answer_iterations'] in (0, config['iterations'])
-        metric = 'puzzle_accuracy' if same or not trained else f"puzzle_accuracy@{config['iterations']}"
-        if not name: return record['metrics'][f'{metric}/transfer' if prefix else metric]
-        return record['metrics'][f'{metric}/{prefix}{name}']
+        earlier = trained and config['answer_iterations'] not in (0, config['iterations'])
+        if name: metric = f'puzzle_accuracy/{"trained_" if earlier else ""}{prefix}{name}'
+        elif prefix: metric = 'puzzle_accuracy/transfer'
+        else: metric = f"puzzle_accuracy@{config['iterations']}" if earlier else 'puzzle_accuracy'
+        return record['metrics'][metric]
     return measure
 
 def cells(record:dict) -> float:

@@ -26,7 +26,7 @@ SCALES = {
                  difficulty=ALL, relabel=True, dropout=0., test_iterations=(32, 64, 128, 256), batch_size=2_048,
                  steps=9_000, eval_every=500, lr=1.5e-3, schedule='cosine', warmup=1_000, precision='bfloat16',
                  compile=True),
-    'log': {},
+    'log': dict(eval_every=1_000, clip=0., precision='bfloat16', compile=True),
 }
 
 # %% ../../../nbs/systems/looped/08_scales.ipynb #49dbe61f

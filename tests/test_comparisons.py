@@ -1,0 +1,75 @@
+"Comparisons on a few runs whose numbers can be worked out in the head."
+import math
+from pathlib import Path
+
+import pytest
+
+from reasonnb.core.statistics import Interval
+from reasonnb.lab import catalogue
+from reasonnb.lab.comparisons import Study, at_step, best_minus_last, curves_of, falls, fallen, late, side
+from reasonnb.lab.results import as_frame
+
+
+def run(slug, seed, value=.5, curve=(), steps=100, **more):
+    rows = [dict(step=step, kind='eval', puzzle_accuracy=value) for step, value in curve]
+    return dict(experiment=slug, scale='laptop', seed=seed, finished='', config=dict(steps=steps), curve=rows,
+                metrics=dict(puzzle_accuracy=value) | more, seconds=1.)
+
+
+@pytest.fixture
+def study(monkeypatch):
+    "A study of the runs given, all of them as catalogued."
+    monkeypatch.setattr(catalogue, 'canonical', lambda slug, scale: slug)
+    def made(*records):
+        frame = as_frame([(Path(f'{number}/record.json'), record) for number, record in enumerate(records)])
+        return Study(frame.assign(changes='', canonical=frame['experiment']))
+    return made
+
+
+def test_pairs_have_one_seed(study):
+    "One side has the seeds 0 to 3, the other 1 to 4; a seed moves both sides by more than they differ."
+    level = [.9, .1, .5, .3, .7]
+    ours = [run('ours', seed, level[seed] + .1 + seed/1000) for seed in range(4)]
+    theirs = [run('theirs', seed, level[seed]) for seed in range(1, 5)]
+    found = study(*ours, *reversed(theirs)).by_seed('ours', 'theirs')
+    assert found == pytest.approx((.102, .102 - .0024841, .102 + .0024841), abs=1e-6)
+
+
+def test_the_last_part_is_that_of_the_planned_steps(study):
+    "A run that stopped early has nothing of the last quarter but what it reached of it."
+    curve = [(0, 0.), (40, .1), (70, .2), (80, .6)]
+    assert late(study(run('one', 0, curve=curve)), 'one', 'puzzle_accuracy', 'eval') == [.6]
+    assert late(study(run('one', 0, curve=curve)), 'one', 'puzzle_accuracy', 'eval', share=.3) == pytest.approx([.4])
+
+
+def test_the_best_is_compared_with_the_last(study):
+    record = run('one', 0, curve=[(0, .1), (50, .9), (100, .6)]) | dict(best=dict(metric='puzzle_accuracy', value=.9))
+    assert best_minus_last(study(record), 'one') == pytest.approx([.3])
+
+
+def test_curves_are_read_between_their_steps(study):
+    two = study(run('one', 0, curve=[(0, 0.), (100, 1.)]), run('one', 1, curve=[(0, 1.), (50, 0.), (100, 0.)]))
+    assert at_step(two, 'one', 25) == pytest.approx([.25, .5])
+    steps, values = curves_of(two, 'one')
+    assert steps.tolist() == [0, 50, 100] and values.tolist() == [[0, .5, 1], [1, 0, 0]]
+
+
+def test_a_fall_is_measured_from_the_best_of_the_whole_run():
+    def found(path, **more):
+        return falls(dict(curve=[dict(kind='eval', step=i, accuracy=x) for i, x in enumerate(path)]), **more)
+    assert found([.5, .9, .8, .8, .91, .86], skip=3) == (3, 2)  # .9 was before what counts; .86 is 5 points down
+    assert found([.5, .9, .8, .8, .91, .87], skip=3) == (3, 1)
+    assert found([.5, .9], skip=5) == (0, 0)
+
+
+def test_falls_are_counted_from_the_bar_on(study):
+    runs = study(*[run('one', seed, collapse=depth) for seed, depth in enumerate((0., 5., 12.))])
+    assert fallen(runs, 'one') == (2, 3, 12.)
+    assert fallen(runs, 'one', bar=20) == (0, 3, 12.) and math.isnan(fallen(runs, 'nobody')[2])
+
+
+@pytest.mark.parametrize('gap, pair, said', [
+    ((.1, .05, .2), (.1, -.05, .2), 'better'), ((-.1, -.2, -.05), (.1, .05, .2), 'worse'),
+    ((.01, -.1, .2), (.1, .05, .2), 'better, seed by seed'), ((.01, -.1, .2), (-.1, -.2, -.05), 'worse, seed by seed'),
+    ((.01, -.1, .2), (.1, -.05, .2), 'undecided'), ((.1, math.nan, math.nan), (.1, math.nan, math.nan), 'undecided')])
+def test_the_side_that_an_interval_takes(gap, pair, said): assert side(Interval(*gap), Interval(*pair)) == said
