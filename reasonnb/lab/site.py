@@ -20,10 +20,10 @@ from .pages import Page, cell_markdown, heading, link_symbols, make_page, read_c
 VERDICT_SIGNS = dict(zip(claims.VERDICTS, '✓✗↓∅?–')) # colour alone would not do
 _MEANING = {
     'holds': 'the interval of the effect lies wholly where the log says',
-    'contradicted': 'it lies wholly elsewhere',
-    'smaller than claimed': 'it contains zero, but not the size that the log reports',
+    'contradicted': 'that interval lies wholly elsewhere',
+    'smaller than claimed': 'the interval contains zero, but not the size that the log reports',
     'cannot show': 'what the claim speaks of does not occur in runs of this scale, so no number of seeds would answer',
-    'undecided': 'it is too wide to say; more seeds would help',
+    'undecided': 'the interval is too wide to say; more seeds would help',
     'not run': 'runs are missing; the reason says which',
 }
 
@@ -37,10 +37,11 @@ def _ledger_row(claim:dict) -> str:
     seeds = c['n_left'] if claim['n_left'] else ''
     side = lambda text: f'<code>{text}</code>' if text else ''
     compared = f"{side(c['left'])} {c['relation']} {side(c['right'])} in {side(c['metric'])}"
+    whose = f"{c['log']}, behind a key insight" if c['insight'] else c['log']
     tested = f"<p class=\"tested\">Tested: {c['tested']}</p>" if c['tested'] else ''
-    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{compared}</p>{tested}",
+    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{compared} ({whose})</p>{tested}",
              f"<span class=\"verdict\">{VERDICT_SIGNS[claim['verdict']]} {c['verdict']}</span>",
-             interval, seeds, c['log_value'], c['reason'], c['log']]
+             interval, seeds, c['log_value'], c['reason']]
     filled = ''.join(f'<td>{cell}</td>' for cell in cells)
     return f"<tr id=\"{c['claim_id']}\" data-verdict=\"{c['verdict']}\">{filled}</tr>"
 
@@ -51,7 +52,7 @@ def ledger_page(ledger:pd.DataFrame, # from `claims.ledger`
     counts = {v: sum(c['verdict'] == v for c in rows) for v in VERDICT_SIGNS}
     buttons = ''.join(f'<button type="button" data-verdict="{v}">{n} {v or "claims"}</button>'
                       for v, n in {'': len(rows), **counts}.items())
-    heads = 'Claim', 'Verdict', 'Effect [95 % interval]', 'Seeds', 'Log says', 'Reason', 'Log'
+    heads = 'Claim', 'Verdict', 'Effect [95 % interval]', 'Seeds', 'Log says', 'Reason'
     meaning = '\n'.join(f'- **{VERDICT_SIGNS[v]} {v}**: {_MEANING[v]}.' for v in VERDICT_SIGNS)
     head = ''.join(f'<th>{h}</th>' for h in heads)
     page = Page(Path('claims.ipynb'), 'Claims ledger', meta={'hide': ['toc']})
