@@ -289,6 +289,8 @@ def buckets(records:pd.DataFrame, # from `load_records`
 VERDICT_LOOK = {
     'holds': ('#009E73', 'o'),
     'contradicted': ('#D55E00', 'X'),
+    'smaller than claimed': ('#0072B2', 'v'),
+    'cannot show': ('#8f8f8f', 'P'),
     'undecided': ('#6f6f6f', 's'),
     'not run': ('#b5b5b5', '|'),
 }

@@ -108,8 +108,9 @@ def picture(rows:pd.DataFrame, # as for `beside_reference`
 
 # %% ../../nbs/lab/21_report.ipynb #4ed9b00f
 def _judged(slugs:list[str], own:pd.DataFrame, reference:pd.DataFrame, scale:str, log:str) -> pd.DataFrame:
-    "The claims about some experiments that can be judged by the sweep: verdict, effect, the reference's verdict."
-    names, about = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim'], set(claims_table()['log'])
+    "The claims about some experiments that can be judged by the sweep, or that it cannot show, with the reason."
+    names = ['verdict', 'effect (95 % interval)', 'reference', 'seeds', 'claim', 'remark']
+    about = set(claims_table()['log'])
     if log not in about or not slugs: return pd.DataFrame(columns=names)
     aliases = [slug for slug, (system, _) in catalogue.experiments().items()
                if scale in system.scales and catalogue.canonical(slug, scale) in slugs]

@@ -17,7 +17,15 @@ from . import catalogue, claims
 from .pages import Page, cell_markdown, heading, link_symbols, make_page, read_cells, relink
 
 # %% ../../nbs/lab/25_site.ipynb #f9532cb1
-VERDICT_SIGNS = dict(zip(claims.VERDICTS, '✓✗≈–')) # colour alone would not do
+VERDICT_SIGNS = dict(zip(claims.VERDICTS, '✓✗↓∅?–')) # colour alone would not do
+_MEANING = {
+    'holds': 'the interval of the effect lies wholly where the log says',
+    'contradicted': 'that interval lies wholly elsewhere',
+    'smaller than claimed': 'the interval contains zero, but not the size that the log reports',
+    'cannot show': 'what the claim speaks of does not occur in runs of this scale, so no number of seeds would answer',
+    'undecided': 'the interval is too wide to say; more seeds would help',
+    'not run': 'runs are missing; the reason says which',
+}
 
 def _number(value) -> str:
     if value is None or value != value: return ''
@@ -26,12 +34,14 @@ def _number(value) -> str:
 def _ledger_row(claim:dict) -> str:
     c = {k: html.escape(_number(v)) for k, v in claim.items()}
     interval = f"{c['effect']} <span>[{c['low']}, {c['high']}]</span>" if c['low'] else c['effect']
-    runs = ' / '.join(n for n in (c['n_left'], c['n_right']) if n and n != '0')
+    seeds = c['n_left'] if claim['n_left'] else ''
     side = lambda text: f'<code>{text}</code>' if text else ''
     compared = f"{side(c['left'])} {c['relation']} {side(c['right'])} in {side(c['metric'])}"
-    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{compared}</p>",
+    whose = f"{c['log']}, behind a key insight" if c['insight'] else c['log']
+    tested = f"<p class=\"tested\">Tested: {c['tested']}</p>" if c['tested'] else ''
+    cells = [f"<p>{c['statement']}</p><p class=\"claim\">{compared} ({whose})</p>{tested}",
              f"<span class=\"verdict\">{VERDICT_SIGNS[claim['verdict']]} {c['verdict']}</span>",
-             interval, runs, c['log_value'], c['reason'], c['log']]
+             interval, seeds, c['log_value'], c['reason']]
     filled = ''.join(f'<td>{cell}</td>' for cell in cells)
     return f"<tr id=\"{c['claim_id']}\" data-verdict=\"{c['verdict']}\">{filled}</tr>"
 
@@ -42,14 +52,20 @@ def ledger_page(ledger:pd.DataFrame, # from `claims.ledger`
     counts = {v: sum(c['verdict'] == v for c in rows) for v in VERDICT_SIGNS}
     buttons = ''.join(f'<button type="button" data-verdict="{v}">{n} {v or "claims"}</button>'
                       for v, n in {'': len(rows), **counts}.items())
-    heads = 'Claim', 'Verdict', 'Effect [95 % interval]', 'Runs', 'Log says', 'Reason', 'Log'
+    heads = 'Claim', 'Verdict', 'Effect [95 % interval]', 'Seeds', 'Log says', 'Reason'
+    meaning = '\n'.join(f'- **{VERDICT_SIGNS[v]} {v}**: {_MEANING[v]}.' for v in VERDICT_SIGNS)
     head = ''.join(f'<th>{h}</th>' for h in heads)
     page = Page(Path('claims.ipynb'), 'Claims ledger', meta={'hide': ['toc']})
     page.body = f'''# Claims ledger
 
-What the training logs claim, and what our runs say about it. \
-*Contradicted* means that the interval lies on the other side, *undecided* that it spans zero.
+What the training logs claim, and what our runs say about it.
 {{.blurb}}
+
+{meaning}
+
+Runs are compared seed by seed, at 3, 5, 8, 13 and 21 seeds. These five analyses share one error of 5 %: that is how \
+often they miss the true value, all together, so a verdict stays valid although seeds are added. The effect is left \
+minus right.
 
 <div class="ledger">
 <div class="ledger-tools">{buttons}<input type="search" placeholder="Filter claims" aria-label="Filter claims"></div>
