@@ -34,6 +34,16 @@ def test_every_experiment_resolves_at_every_scale(slug):
     assert describe(slug)['config']['steps'][0] == resolve(slug).steps
 
 
+def test_what_an_experiment_says_of_a_scale_goes_before_what_it_says_of_all():
+    twice = []
+    for slug, (system, experiment) in experiments().items():
+        for scale, fields in experiment.at.items():
+            config = resolve(slug, scale)
+            twice += fields.keys() & experiment.change.keys()
+            assert config.diff(config.replace(**fields)) == {}, f'{slug} at {scale}'
+    assert twice  # else this shows nothing
+
+
 def test_fields_of_experiments_exist():
     for system, experiment in experiments().values():
         for scale in experiment.at:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 from reasonnb.core.config import UserError
 from reasonnb.lab import runs
+from reasonnb.lab.catalogue import system_of
 from reasonnb.lab.runs import check_job, execute, finished, plan, status
 from reasonnb.lab.sweeps import run_sweep
 from toy import REPO, environment, kernels, notebook, shared_root, until
@@ -36,6 +37,28 @@ def test_id_depends_on_code_and_parameters_not_on_prose(root):
     sources = runs.sources(plan('fast').system)
     files = [path.relative_to(REPO).as_posix() for path in sources if path.is_relative_to(REPO)]
     assert 'reasonnb/core/config.py' in files and not any('lab/' in name for name in files)
+
+
+def test_relative_imports_are_followed(tmp_path):
+    for name in ('a/__init__', 'a/b/__init__', 'a/b/one', 'a/b/two', 'a/three', 'a/c/four'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/f'{name}.py').write_text('')
+    module = tmp_path/'a/b/one.py'
+    module.write_text('from . import two\nfrom ..three import x\nfrom ..c.four import y, z\nimport a.c.five\n')
+    found = runs.imports_of(module, module.stat().st_mtime_ns)
+    assert found == {tmp_path/f'a/{name}.py' for name in ('b/two', 'three', 'c/four')}
+
+
+@pytest.mark.parametrize('slug, parts', [
+    ('baseline', 'nn/loop nn/blocks nn/linear sudoku/splits sudoku/search core/optimizers systems/looped/nested'),
+    ('lattice', 'sudoku/symmetry systems/lattice/search systems/lattice/rollouts core/schedules core/gradients'),
+    ('equilibrium', 'images/datasets nn/fixed_points systems/equilibrium/energy core/guards core/records')])
+def test_a_run_is_signed_by_all_that_its_numbers_depend_on(slug, parts, monkeypatch):
+    monkeypatch.delenv('REASONNB_SYSTEMS')
+    monkeypatch.delenv('REASONNB_ROOT')
+    names = {path.relative_to(REPO/'reasonnb').as_posix() for path in runs.sources(system_of(slug))}
+    assert {f'{part}.py' for part in parts.split()} <= names
+    assert not any(name.startswith('lab/') for name in names)
 
 
 def test_a_job_without_tag_or_with_wrong_types_is_refused(tmp_path):

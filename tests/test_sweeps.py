@@ -1,8 +1,9 @@
 """Many runs: planning, slots, skipping, retrying, and the other ways to run them."""
 import json, os, subprocess, sys, threading, time
+from types import SimpleNamespace
 import pytest
 from reasonnb.core.config import UserError
-from reasonnb.lab import pools
+from reasonnb.lab import pools, sweeps
 from reasonnb.lab.pools import count_slots, gpus
 from reasonnb.lab.runs import plan, status
 from reasonnb.lab.sweeps import load_sweep, plan_sweep, run_sweep, shell_command
@@ -17,11 +18,15 @@ def root(monkeypatch):
     return shared_root()
 
 
-@pytest.mark.parametrize('path', sorted((REPO/'nbs'/'jobs').glob('*.yaml')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((REPO/'nbs'/'jobs').rglob('*.yaml')), ids=lambda path: path.stem)
 def test_shipped_sweeps_can_start(path):
     planned = load_sweep(path)
     assert planned.runs and len({run.id for run in planned.runs}) == len(planned.runs)
     assert all(run.job.is_relative_to(REPO) for run in planned.runs)
+
+
+def test_a_misspelt_sweep_file_is_answered_with_those_there_are():
+    with pytest.raises(UserError, match=r'there are .*sweeps/iteration\.yaml.* in nbs/jobs'): load_sweep('itration.yaml')
 
 
 @pytest.mark.parametrize('text, message', [
@@ -96,6 +101,19 @@ def test_each_slot_does_one_run_at_a_time_and_has_its_gpu(root, monkeypatch):
     assert len(seen) == 10 and set(seen) == {'3', '5'} and most[0] == 1
     run_sweep(plan_sweep(['start'], seeds=range(200, 210)).runs, slots=4)  # two runs share a card
     assert most[0] == 2
+
+
+def test_slots_share_the_cores_of_a_machine_with_cards(monkeypatch):
+    monkeypatch.setattr(pools, 'cores', lambda: 8)
+    assert pools.slot_env(1, 3, ['a', 'b'])['OMP_NUM_THREADS'] == '2'
+    assert pools.slot_env(1, 3, [])['OMP_NUM_THREADS'] == '1'
+
+
+def test_the_time_left_follows_the_pace_since_the_run_was_first_seen(monkeypatch):
+    monkeypatch.setattr(sweeps, 'progress', lambda run: {'step': 200})
+    run, ago = SimpleNamespace(name='one', config=SimpleNamespace(steps=400)), time.time() - 10
+    assert sweeps.progress_text(run, (ago, 100)) == 'one 200/400 eta 0:20'
+    assert sweeps.progress_text(run, (ago, 200)) == sweeps.progress_text(run) == 'one 200/400'
 
 
 def test_slots_can_be_set(root, monkeypatch):

@@ -132,7 +132,7 @@ def run(slug:Annotated[str, typer.Argument(help='Slug of an experiment; `reasonn
     if found['status'] != 'ok': raise typer.Exit(1)
 
 # %% ../../nbs/lab/22_runcommands.ipynb #b0de3877
-def sweep(file:Annotated[Path, typer.Argument(help='A sweep file, see nbs/jobs/*.yaml.')],
+def sweep(file:Annotated[Path, typer.Argument(help='A sweep file, see nbs/jobs/sweeps.')],
           slots:Annotated[int, typer.Option(min=0, help='Runs at once; 0 = one per GPU, else one per core.')]=0,
           timeout:Annotated[float, typer.Option(help='Seconds a run may take, 0 = what the file says.')]=0,
           report:Annotated[bool, typer.Option('--report',

@@ -77,7 +77,8 @@ def _yaml(path:Path):
     file = expand(path) if expand(path).exists() else shipped(str(path))
     try: data = file.read_bytes()
     except FileNotFoundError:
-        there = ', '.join(sorted(p.name for p in shipped('nbs/jobs').glob('*.yaml'))) or 'none'
+        jobs = shipped('nbs/jobs')
+        there = ', '.join(sorted(p.relative_to(jobs).as_posix() for p in jobs.rglob('*.yaml'))) or 'none'
         raise UserError(f"no sweep file {path}; there are {there} in nbs/jobs") from None
     except OSError as e: raise UserError(f"sweep file {path}: {e.strerror}") from None
     codec = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8'
