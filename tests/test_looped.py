@@ -1,8 +1,11 @@
 """What a looped network is given, when, and on which boards: slips that change numbers without an error."""
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
+from reasonnb.core.gradients import accumulate_gradients
 from reasonnb.lab.catalogue import resolve
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved
 from reasonnb.systems.looped.nested import NestedNetwork
@@ -46,6 +49,60 @@ def test_an_input_given_once_is_gone_after_the_first_iteration(once):
     for given, goes in ((first.next_input, ()), (later, once)):
         assert torch.equal(given[0], given[1]) == ('puzzle' in goes)
         assert torch.equal(given[:, :1].expand_as(given), given) == ('position' in goes)
+    parts = dict(puzzle=model.embed.puzzle(boards), position=model.position.encoding())
+    assert torch.allclose(later + sum(parts[name] for name in once), first.next_input, atol=1e-6)
+
+
+def test_later_logits_have_a_slope_in_earlier_ones():
+    "The prediction enters the next iteration with its history, so that all iterations learn together."
+    model = LoopedTransformer(BOX, **SMALL)
+    first, state = model.step(model.start(torch.zeros(1, 16).long()))
+    second = model.step(state)[0]
+    assert torch.autograd.grad(second[..., 0].sum(), first)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize('done, used', [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (7, 1)])
+def test_iterations_beyond_the_trained_ones_use_the_last_stack(done, used):
+    model = LoopedTransformer(BOX, **SMALL, untied_stacks=2, train_iterations=4)
+    state = model.start(torch.zeros(1, 16).long())
+    for _ in range(done): state = model.step(state)[1]
+    before = model.step(state)[0]
+    for stack in (0, 1):
+        with torch.no_grad():
+            for p in model.blocks[stack].parameters(): p.add_(.1)
+        assert torch.equal(model.step(state)[0], before) == (stack < used)
+
+
+def test_skipped_iterations_give_a_state_and_no_gradient():
+    torch.manual_seed(0)
+    model, boards = LoopedTransformer(BOX, **SMALL, recurrence='add'), torch.randint(0, 5, (3, 16))
+    answers = torch.randint(1, 5, (3, 16))
+    def learn(logits):
+        model.zero_grad()
+        looped_loss(logits, boards, answers)['loss'].backward()
+        return gradients(model)
+    skipped = model(boards, 2, skip=3)
+    assert torch.allclose(skipped, model(boards, 5)[3:])
+    with torch.no_grad():
+        state = model.start(boards)
+        for _ in range(3): state = model.step(state)[1]
+    inputs = model.start(boards).recurrent_input  # the tables learn, the state does not
+    state = state._replace(next_input=inputs, recurrent_input=inputs)
+    by_hand = learn(torch.stack(list(islice(model.iterate(boards, state), 2))))
+    found = learn(skipped)
+    assert all(map(torch.allclose, found, by_hand)) and model.embed.weight.grad.abs().max() > 0
+
+
+def test_pieces_of_a_batch_add_up_to_its_gradient():
+    "Boards count by their blanks, in the loss as in the weights of the batch."
+    task = task_of()
+    batch = task.batch(0)
+    assert len(set(batch.weights.tolist())) > 1
+    found = []
+    for pieces in (1, 4):
+        terms = accumulate_gradients(task, batch, pieces)
+        found.append([*gradients(task.model), terms['loss'].detach()])
+    assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(*found))
 
 
 def test_the_nested_network_learns_through_its_last_outer_cycle_only():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['number', 'with_bounds', 'Study', 'Shares', 'side', 'compare', 'gaps', 'means', 'at_end', 'title', 'reading',
-           'findings', 'at_step', 'curves_of', 'late', 'best_minus_last', 'falls', 'fallen', 'fall_title', 'fall_table']
+           'findings', 'tells', 'at_step', 'curves_of', 'late', 'best_minus_last', 'falls', 'fallen', 'fall_title',
+           'fall_table']
 
 # %% ../../nbs/lab/07_comparisons.ipynb #fab75973
 import math
@@ -12,6 +13,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from ..core.sequential import first_pairs, level_at
 from ..core.statistics import Interval, difference, interval, wilson
 from .results import as_catalogued, course, runs_of, samples
 
@@ -228,6 +230,20 @@ def findings(runs:Shares, *pairs:tuple[str, str], # left and right; pairs withou
             lines.append(f'- {label}: *{runs.name(left)}* **{how}** *{runs.name(right)}* '
                          f'({runs.points(gap.value)} points, {runs.between(gap)})')
     return '\n'.join(lines) or 'No records yet.'
+
+# %% ../../nbs/lab/07_comparisons.ipynb #5c1d7a21
+def tells(runs:Study, left:str, right:str, # experiments
+          more:str, # what to say where the left side is surely above the right
+          fewer:str, # where it is surely below
+          unsure:str, # where neither is sure
+          metric:str='', # '' = that of the runs
+         ) -> str: # 'No runs yet.' where a side has none
+    "The sentence that a difference calls for."
+    if not all(runs.has(slug, metric) for slug in (left, right)): return 'No runs yet.'
+    sides = [dict(zip(runs.runs(slug)['seed'], runs.seeds(slug, metric))) for slug in (left, right)]
+    gaps = [a - b for a, b in first_pairs(*sides)]
+    gap = interval(gaps, level_at(len(gaps))) if gaps else interval(gaps)
+    return {'better': more, 'worse': fewer}.get(side(gap, gap), unsure)
 
 # %% ../../nbs/lab/07_comparisons.ipynb #4c74f8a0
 def at_step(study:Study, slug:str, # experiment

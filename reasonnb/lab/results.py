@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_COLUMNS', 'BALANCED', 'load_records', 'as_frame', 'as_catalogued', 'runs_of', 'headline', 'samples', 'course',
-           'table', 'log_values', 'Reported', 'reported', 'contradictions', 'side_by_side']
+           'kept_weights', 'table', 'log_values', 'Reported', 'reported', 'contradictions', 'side_by_side']
 
 # %% ../../nbs/lab/06_results.ipynb #48df6a18
 import json
@@ -124,6 +124,19 @@ def course(record:dict, # one record
     found = [(row['step'], row[column]) for row in record.get('curve', [])
              if row['kind'] == kind and row.get(column) is not None]
     return np.array(sorted(found), dtype=float).reshape(-1, 2)
+
+# %% ../../nbs/lab/06_results.ipynb #7d20b6f1
+def kept_weights(slug:str, # experiment
+                 seed:int,
+                 scale:str='laptop',
+                 folder:str|Path|None=None, # None: `data/checkpoints`
+                ) -> dict|None: # of the model; None where none are kept, or none of these settings
+    "The last weights of a run that the project keeps."
+    import torch # only here: tables are made without it
+    path = Path(folder or shipped('data/checkpoints'))/f'{slug}-{scale}-s{seed}.pt'
+    if not path.is_file(): return None
+    kept = torch.load(path, weights_only=True)
+    return None if _changes(kept, catalogue.resolve(slug, scale, seed=seed).to_dict()) else kept['model']
 
 # %% ../../nbs/lab/06_results.ipynb #501d3b6d
 TABLE_COLUMNS = ('log', 'experiment', 'scale', 'changes', 'metric', 'mean', 'low', 'high', 'n', 'log_value', 'log_at',
