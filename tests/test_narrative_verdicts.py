@@ -117,7 +117,8 @@ WORLD = {'a_1': 'holds', 'a_2': 'contradicted', 'a_3': 'undecided', 'a_4': 'cann
 
 @pytest.mark.parametrize('text', [
     '*Contradicted*, and by a wide margin.', 'All four are undecided.', 'Refuted is that it is best.',
-    '**Verdict.** *Holds*: no board.', 'Both hold, by a distance.', "The log's claim holds here.", 'It holds\nand ends.',
+    '**Verdict.** *Holds*: no board.', 'Both hold, by a distance.', "The log's claim holds here.",
+    'It holds\nand ends.',
     'So it *cannot show* that.', 'an effect smaller than claimed', 'the finding is borne out',
     'contradicted (`a_1`)', 'holds (`a_2`)', 'holds (`a_1`, `a_2`)', 'undecided (`a_6`)', '*cannot show* (`a_1`)',
     'not run (`a_1`)', 'undecided (see below)', 'undecided `a_3`'])
@@ -125,9 +126,11 @@ def test_a_verdict_that_is_typed_is_seen(text): assert list(faults(text, WORLD))
 
 
 @pytest.mark.parametrize('text', [
-    'holds (`a_1`)', '*Contradicted* (`a_2`), and by a wide margin.', 'is **undecided**\n(`a_3`)', 'Both hold (`a_1` and `a_1`).',
+    'holds (`a_1`)', '*Contradicted* (`a_2`), and by a wide margin.', 'is **undecided**\n(`a_3`)',
+    'Both hold (`a_1` and `a_1`).',
     'runs *cannot show* (`a_4`)', 'smaller than claimed (`a_5`)', 'refuted (`a_2`)', 'confirmed (`a_1`)',
-    'A block holds the weights.', 'what a laptop cannot show', 'It was not run here.', 'two numbers contradict each other',
+    'A block holds the weights.', 'what a laptop cannot show', 'It was not run here.',
+    'two numbers contradict each other',
     'the log holds that it helps', 'threshold', 'Held or changed', 'the column `undecided`', 'holdout'])
 def test_other_words_and_agreement_are_let_pass(text): assert list(faults(text, WORLD)) == []
 

@@ -226,7 +226,7 @@ def _finding(claim:dict, records:pd.DataFrame, scale:str) -> Finding:
     metric = system.metrics.get(claim['metric'], claim['metric'])
     try:
         found = judged(claim, test, rows, metric)
-        if found.verdict != 'undecided': return found
+        if found.verdict != 'undecided' or math.isnan(found.effect): return found
         return found._replace(reason='; '.join(filter(None, [found.reason, _outlook(claim, test, rows, metric)])))
     except CannotShow as why: return Finding('cannot show', n_left=len(rows), n_right=len(rows), reason=str(why))
     except KeyError: raise

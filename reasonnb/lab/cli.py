@@ -70,7 +70,8 @@ reasonnb solve LINE|FILE|-         Sudokus, by the trained network
 Exit codes: 0 well, 1 a run failed or a puzzle was not solved, 2 a mistake in what was asked, 130 interrupted,
 141 the reader of the output is gone."""
 
-app = program((list_, show, run, sweep, decide, results, claims, adopt, verify, speedrun, docs), _Commands, name='reasonnb', help=HELP)
+_OURS = list_, show, run, sweep, decide, results, claims, adopt, verify, speedrun, docs
+app = program(_OURS, _Commands, name='reasonnb', help=HELP)
 
 # %% ../../nbs/lab/27_cli.ipynb #5a1c7f47
 if __name__ == '__main__' and __package__: app(prog_name='reasonnb') # a notebook cell has no package

@@ -17,7 +17,8 @@ from ..core.config import UserError
 from ..core.own import SIDES, read_records, record_paths
 from ..core.sequential import next_analysis
 from . import catalogue
-from .claims import ANSWERS, NotRun, claims_table, expected, experiments_of, judged, rows_of, system_of_claim
+from .claims import (ANSWERS, NotRun, claims_table, expected, experiments_of, judged, rows_of,
+                                 system_of_claim)
 from .results import as_catalogued, as_frame, runs_of
 
 # %% ../../nbs/lab/11_decide.ipynb #e9402596

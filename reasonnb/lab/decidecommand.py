@@ -61,7 +61,8 @@ def decide(log:Annotated[Optional[str], typer.Option(help='Only claims of this l
     from reasonnb.lab.sweeps import plan_sweep
     limit, begin, failed, done = seconds_of(budget), time.monotonic(), set(), []
     steps, left = _situation(scale, log, limit, failed)
-    if json and dry_run: return print_json([dict(claim=s.claim.claim, seeds=s.claim.at, seconds=s.seconds) for s in steps])
+    planned = [dict(claim=s.claim.claim, seeds=s.claim.at, seconds=s.seconds) for s in steps]
+    if json and dry_run: return print_json(planned)
     typer.echo(_table(steps, left), err=json)
     if dry_run: return
     while steps:
@@ -71,7 +72,8 @@ def decide(log:Annotated[Optional[str], typer.Option(help='Only claims of this l
             if any(one['status'] != 'ok' for one in found.values()): failed.add(name)
         done.append(step.claim.claim)
         spent = time.monotonic() - begin
-        typer.echo(f'{step.claim.claim} has its seeds; {spent / 60:.0f} of {limit / 60:.0f} minutes are spent', err=True)
+        used = f'{spent / 60:.0f} of {limit / 60:.0f} minutes are spent'
+        typer.echo(f'{step.claim.claim} has its seeds; {used}', err=True)
         steps, left = _situation(scale, log, limit - spent, failed)
     if done: typer.echo(_verdicts(scale, log, set(done)))
     if json: print_json([dict(claim=one.claim, seeds=one.seeds, why=one.why) for one in left])

@@ -94,8 +94,9 @@ def verify(slugs:Annotated[Optional[list[str]], typer.Argument(help='Experiments
             continue
         if not json: typer.echo(f'{rows[-1].name}: {rows[-1].equal} of {rows[-1].rows} rows equal', err=True)
     if json: print_json([row._asdict() for row in rows])
-    else: typer.echo(columns([[r.name, 'yes' if r.same_code else 'no', f'{r.equal}/{r.rows}', f'{r.largest:.1g}'] for r in rows],
-                             ['run', 'same code', 'rows equal', 'largest difference']))
+    else:
+        cells = [[r.name, 'yes' if r.same_code else 'no', f'{r.equal}/{r.rows}', f'{r.largest:.1g}'] for r in rows]
+        typer.echo(columns(cells, ['run', 'same code', 'rows equal', 'largest difference']))
     for line in unknown:
         typer.echo(line, err=True)
     differ = sum(row.equal < row.rows for row in rows)
