@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reasonnb.core.statistics import Interval
-from reasonnb.lab import catalogue
+from reasonnb.lab import catalogue, figures
 from reasonnb.lab.comparisons import Study, at_step, best_minus_last, curves_of, falls, fallen, late, side
 from reasonnb.lab.results import as_frame
 
@@ -52,6 +52,13 @@ def test_curves_are_read_between_their_steps(study):
     assert at_step(two, 'one', 25) == pytest.approx([.25, .5])
     steps, values = curves_of(two, 'one')
     assert steps.tolist() == [0, 50, 100] and values.tolist() == [[0, .5, 1], [1, 0, 0]]
+
+
+def test_a_mean_curve_ends_with_the_shortest_of_its_runs(study):
+    long, short = [(0, 0.), (50, .4), (100, .9)], [(0, 0.), (50, .2)]
+    records = study(run('one', 0, curve=long), run('one', 1, curve=short)).records
+    line = figures.curves(records, ['one'], 'both').axes[0].lines[0]
+    assert line.get_xdata().tolist() == [0, 50] and line.get_ydata().tolist() == pytest.approx([0, .3])
 
 
 def test_a_fall_is_measured_from_the_best_of_the_whole_run():

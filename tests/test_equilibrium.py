@@ -13,14 +13,14 @@ from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.paths import data_folders, seek
 from reasonnb.images import datasets as data
-from reasonnb.images.datasets import MNIST, digits, load, mnist, read_idx, shifted, to_idx
+from reasonnb.images.datasets import MNIST, digits, load, mnist, read_idx, shifted, split, to_idx
 from reasonnb.systems.equilibrium.energy import AttentionEnergy, EnergyTransformer, HopfieldEnergy
 from reasonnb.systems.equilibrium.estimators import ESTIMATORS, Phases, Problem, agreement, estimate, gradient
 from reasonnb.systems.equilibrium.lessons import (EXACTLY, Tilted, errors, exact_gradient, loglog_slope,
                                                   nudged_gradients, stepwise_updates, summands_through_time, tiny)
 from reasonnb.systems.equilibrium.network import clip_norm_
 from reasonnb.nn.activation_memory import peak_saved_bytes
-from reasonnb.nn.fixed_points import asymmetry, check, relax, contraction_rate
+from reasonnb.nn.fixed_points import Relaxation, asymmetry, check, relax, contraction_rate
 from reasonnb.systems.equilibrium.vector_field import CrossBlock, SelfBlock
 
 ENERGIES, BLOCKS = ('softmax', 'linear', 'none'), ('cross', 'cross_tokens', 'self')
@@ -213,6 +213,16 @@ def test_not_a_number_and_expanding_maps_stop_with_a_reason():
     assert contraction_rate(lambda h: -3 * h + 1, start, damping=1.).tolist() == pytest.approx([3, 3])
 
 
+@pytest.mark.parametrize('residuals, said', [
+    ([1., 1., .5, .3, .1, .1, .1, .1], 'does not contract'),  # it fell, and falls no longer
+    ([1., 1., 1., 1., 1., 1., .5, .1], 'on their way'),
+])
+def test_what_moves_no_longer_is_told_from_what_is_on_its_way(residuals, said):
+    trace, one = torch.tensor(residuals)[:, None], torch.ones(1)
+    found = Relaxation(one, trace[-1], trace[-1], iterations=one * 8, converged=one < 0, trace=trace)
+    with pytest.raises(TrainingError, match=said): check(found)
+
+
 def test_clipping_makes_a_map_contract_and_is_idempotent():
     torch.manual_seed(0)
     model = SelfBlock(width=16, heads=2, hidden=32, clip=.8).double()
@@ -245,6 +255,16 @@ def test_parts_share_no_image():
     data = digits()
     rows = torch.cat([part.images for part in (data.train, data.validation, data.test)]).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows) == 1797
+
+
+def test_few_training_images_are_a_sample_with_their_labels():
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 10)
+    images = np.broadcast_to(20 * labels[:, None, None], (100, 2, 2))
+    parts = split((images, labels), (images, labels), 'toy', validation=10, limit=30)
+    assert (len(parts.train), len(parts.validation)) == (30, 10) and len(parts.train.labels.unique()) > 5
+    grey = torch.stack([parts.test.images[parts.test.labels == label][0] for label in range(10)])
+    for part in (parts.train, parts.validation, parts.test):
+        assert torch.equal(part.images, grey[part.labels])
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,7 +7,9 @@ from reasonnb.core.config import UserError
 from reasonnb.core.guards import TrainingError
 from reasonnb.core.trainer import fit
 from reasonnb.images import datasets as data
+from reasonnb.systems.equilibrium import task as tasks
 from reasonnb.systems.equilibrium.claims import CLAIMS
+from reasonnb.systems.equilibrium.config import phases_of
 from reasonnb.systems.equilibrium.task import EquilibriumTask
 from reasonnb.lab.catalogue import canonical, experiments, missing, resolve, system_of
 from reasonnb.lab.claims import ledger, claims_table
@@ -74,6 +76,59 @@ def test_validation_never_meets_training_and_epochs_differ():
         assert sum(image.numpy().tobytes() in seen for image in side.images) <= 2
     first, second = ([task.batch(start + i)['labels'] for i in range(3)] for start in (0, config.batches))
     assert not all(map(torch.equal, first, second))
+
+
+def test_each_part_is_measured_where_it_says(monkeypatch):
+    task, seen, real = EquilibriumTask(resolve('equilibrium', 'smoke', **SHORT)), [], tasks.look
+    def look(model, images, c):
+        seen.append(images)
+        return real(model, images, c)
+    monkeypatch.setattr(tasks, 'look', look)
+    task.evaluate()
+    found = task.test()
+    validation, test, trained = seen
+    assert validation is task.data.validation and test is task.data.test
+    assert torch.equal(trained.images, task.data.train.images[:64])
+    right = [real(task.model, part, task.config)['right'].mean() for part in seen]
+    assert [found[f'{name}_accuracy'] for name in ('validation', 'test', 'train')] == pytest.approx(right)
+
+
+def test_noise_differs_between_steps_epochs_and_seeds():
+    def noise(seed, step):
+        noisy, clean = (EquilibriumTask(resolve('equilibrium', 'smoke', seed=seed, shift=0, jitter=jitter))
+                        for jitter in (.1, 0.))
+        return (noisy.batch(step)['images'] - clean.batch(step)['images']).numpy().round(4).tobytes()
+    epoch = resolve('equilibrium', 'smoke').batches
+    assert len({noise(0, 0), noise(0, 1), noise(0, epoch), noise(1, 0)}) == 4
+
+
+def test_a_tolerance_stops_the_iterations_of_a_measurement():
+    config = resolve('equilibrium', 'smoke', **SHORT | dict(iterations=40))
+    task = EquilibriumTask(config)
+    tight, loose = (tasks.look(task.model, task.data.validation, config.replace(tolerance=t)) for t in (1e-3, .1))
+    assert loose['iterations'].max() < tight['iterations'].min() and loose['residual'].max() <= .1
+
+
+def test_the_first_epochs_do_not_count_as_a_collapse():
+    path = [.1, .9, .9, .9, .1, .9, .8]  # before training, then epoch by epoch
+    assert tasks.largest_drop(path) == pytest.approx(10)
+    assert tasks.largest_drop(path, after=3) == pytest.approx(80)
+    assert tasks.largest_drop([.1, .2, .3]) == 0
+
+
+def test_gradients_that_cannot_be_trusted_are_counted_as_a_share():
+    task = EquilibriumTask(resolve('equilibrium', 'smoke', **SHORT | dict(iterations=1, measure_memory=False)))
+    for step in range(3):
+        task.backward(task.batch(step % 2))
+    task.evaluate()
+    assert task.test()['untrusted'] == 1
+    task.updates = 12
+    assert task.test()['untrusted'] == .25
+
+
+def test_each_limit_of_trust_is_its_own():
+    phases = phases_of(resolve('equilibrium', 'smoke', residual_to_nudge_limit=.3, residual_limit=.02), .1)
+    assert (phases.limit, phases.rest, phases.beta) == (.3, .02, .1)
 
 
 def test_a_missing_data_set_is_named_with_its_places(monkeypatch, tmp_path):

@@ -1,4 +1,6 @@
 """The pool a lattice network learns from, the boards it is measured on, and the weights that are shipped."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,14 @@ def test_a_full_board_that_is_wrong_is_told_from_none(monkeypatch):
     monkeypatch.setattr(benchmark, 'classical_rate', lambda *words: 1.)
     row = benchmark.run_tier(boards, None, SearchBudget())
     assert (row['bare_right'], row['bare_wrong'], row['wrong']) == (1, 1, 0)
+
+
+def test_the_test_of_agreement_takes_puzzles_with_several_solutions_only(monkeypatch):
+    puzzles, solutions = generate(6, BOX, seed=2)
+    faults = np.array([0, 4, 1, 4, 0, 2], np.uint8)  # 4: several solutions
+    every = benchmark.PuzzleSet(puzzles, solutions, np.zeros(6, np.float32), np.arange(6, dtype=np.uint64), BOX,
+                                faults=faults)
+    monkeypatch.setattr(benchmark, 'load', lambda *words, **more: every)
+    solver = SimpleNamespace(box=BOX)
+    assert np.array_equal(benchmark._several(solver, 0, 0), puzzles[[1, 3]])
+    assert len(benchmark._several(solver, 1, 0)) == 1

@@ -72,6 +72,8 @@ def test_the_rule_refuses_and_accepts(name):
     broken |= {name: value + .001 for name, value in task.at_most.items()}
     for name, value in broken.items():
         assert 'in every seed' in judge(task, old, ahead, [met, met, met | {name: value}]).text
+    for name in broken:  # what was not measured is not met
+        assert 'in every seed' in judge(task, old, ahead, [met, met, {k: v for k, v in met.items() if k != name}]).text
     assert 'without a gap' in judge(task, old, {seed + 1: value for seed, value in ahead.items()}, [met] * 3).text
     assert 'at least 3' in judge(task, old, {0: ahead[0], 1: ahead[1]}, [met] * 2).text
     if task.metric != 'seconds': return

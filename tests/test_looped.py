@@ -4,12 +4,14 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from reasonnb.core.gradients import accumulate_gradients
 from reasonnb.lab.catalogue import resolve
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved
 from reasonnb.systems.looped.nested import NestedNetwork
-from reasonnb.systems.looped.task import LoopedTask
+from reasonnb.systems.looped.recurrence import Recurrence
+from reasonnb.systems.looped.task import LoopedTask, build_task
 from reasonnb.systems.looped.transformer import LoopedTransformer, looped_loss
 
 BOX = BoardShape(2, 2)
@@ -103,6 +105,83 @@ def test_pieces_of_a_batch_add_up_to_its_gradient():
         terms = accumulate_gradients(task, batch, pieces)
         found.append([*gradients(task.model), terms['loss'].detach()])
     assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(*found))
+
+
+def test_headline_numbers_are_read_at_the_iterations_asked_for():
+    task = task_of(answer_iterations=2)
+    evaluated, tested = task.evaluate(), task.test()
+    assert 'puzzle_accuracy@2' in evaluated and 'puzzle_accuracy@4' not in evaluated
+    assert tested['cell_accuracy'] == tested['cell_accuracy@2'] != tested['cell_accuracy@4']
+
+
+def test_late_batches_follow_seed_and_step_and_begin_late():
+    changes = dict(late_share=.5, late_iterations=(1, 2), relabel=False)
+    one, other = (task_of(seed=seed, **changes) for seed in (0, 1))
+    late = [[int(task.batch(step)['skip'][0]) for step in range(30)] for task in (one, other)]
+    assert set(late[0]) == {0, 1, 2} and late[0] != late[1]
+    batch = one.batch(late[0].index(2))
+    loss = one.backward(batch)['loss']
+    logits = one.model(batch['puzzles'], one.config.iterations, 2)
+    assert torch.allclose(loss, looped_loss(logits, batch['puzzles'], batch['solutions'])['loss'])
+
+
+def stays(task, step):
+    "The slots after a step in which no weight changes."
+    task.backward(task.batch(step))
+    return task.slots
+
+
+def test_a_new_board_finds_an_empty_slot():
+    task, fresh = (build_task(resolve('carry', 'smoke')) for _ in range(2))
+    stays(task, 0)['solved'] = torch.arange(16) % 2 == 0  # every other board leaves
+    found, wanted = stays(task, 1), stays(fresh, 1)
+    for name in ('puzzles', 'solutions', 'hidden', 'prediction'):
+        same = torch.isclose(found[name], wanted[name], atol=1e-5).flatten(1).all(1)
+        assert same.tolist() == [True, False] * 8, name
+
+
+def test_a_board_is_solved_by_its_blanks():
+    task = build_task(resolve('carry', 'smoke'))
+    answers, clues = stays(task, 0)['prediction'].argmax(-1) + 1, task.slots['puzzles']
+    assert (answers != clues)[clues > 0].any()  # the network has some of the clues wrong
+    task.slots, batch = {}, task.batch(0)
+    batch.tensors['solutions'] = torch.where(clues > 0, clues, answers).to(clues.dtype)
+    assert task.backward(batch)['solved'] == 1
+    task.slots = {}
+    batch['solutions'][0] = batch['solutions'][0] % 6 + 1
+    assert task.backward(batch)['solved'] == 15 / 16
+
+
+@torch.no_grad()
+def test_an_open_gate_keeps_the_state_and_a_closed_one_replaces_it():
+    new, state, streams = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 4, 4)
+    gated, several = Recurrence('gated', 4), Recurrence('streams', 4)
+    for logit, kept, kept_streams in ((40., state, streams), (-40., new, new[..., None, :].expand_as(streams))):
+        gated.gate.bias.fill_(logit)
+        several.keep.fill_(logit)
+        assert torch.allclose(gated.read(new, state), kept, atol=1e-5)
+        assert torch.allclose(several.write(new, streams), kept_streams, atol=1e-5)
+
+
+def test_the_nested_network_is_the_recursion_of_the_reference():
+    "Reasoning sees puzzle and answer; the answer sees the reasoning only."
+    torch.manual_seed(0)
+    model, boards = NestedNetwork(BOX, 16, 2, outer=2, inner=3), torch.randint(0, 5, (3, 16))
+    x = model.start(boards).next_input
+    z, y = model.first_hidden[:, None, None].expand(2, 3, 16, 16)
+    def network(h):
+        for block in model.blocks: h = block(h)
+        return h
+    for _ in range(2):
+        for _ in range(3): z = network(z + y + x)
+        y = network(y + z)
+    assert torch.allclose(model(boards, 1)[0], model.head(y), atol=1e-6)
+
+
+def test_the_arithmetic_of_the_nested_network_is_what_torch_counts():
+    model = NestedNetwork(BOX, 16, 2, outer=2, inner=3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): model(torch.zeros(1, 16).long(), 2)
+    assert model.flop(2) == counter.get_total_flops()
 
 
 def test_the_nested_network_learns_through_its_last_outer_cycle_only():

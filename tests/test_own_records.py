@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 from reasonnb.core.config import UserError
-from reasonnb.core.own import own_folder, read_record
+from reasonnb.core.own import own_folder, read_record, weights
 from reasonnb.lab import catalogue, report
 from reasonnb.lab.adopt import adopt
 from reasonnb.lab.cli import app
@@ -208,6 +208,17 @@ def test_adopt_is_the_way_to_the_reference(root):
     code, out, err = shell('adopt', 'fast', '--scale', 'smoke')
     assert (code, err) == (2, 'reasonnb: git keeps no runs of scale smoke; adopt runs of another scale\n')
     assert shell('adopt', 'faster')[0] == 1 and shell('adopt', 'fsat')[0] == 2
+
+
+def test_weights_are_those_of_the_very_run(root):
+    "A reference record has the weights of the own run that it was, until that folder holds another run."
+    run = write(plan('start', 'laptop', 0), .4)
+    write(run, .4, reference(run))
+    assert weights(reference(run)) is None
+    (run.folder/'checkpoint.pt').write_text('')
+    assert weights(reference(run)) == weights(run.folder) == run.folder/'checkpoint.pt'
+    write(run, .3, id='another')
+    assert weights(reference(run)) is None and weights(run.folder) is not None
 
 
 def test_a_report_is_on_the_runs_of_its_sweep(root, monkeypatch):
