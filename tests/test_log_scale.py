@@ -9,7 +9,8 @@ COMPARED, REST = (TABLE[TABLE['compared'] == answer] for answer in ('yes', 'no')
 SOURCE = re.compile(r'(chenglou/sotaku|automenta/eqprop)@[0-9a-f]{7} [\w./-]+\.(py|sh|log|md)(:\d+|: [a-zA-Z -]+)')
 # sections of the two logs that have a configuration, but no published script: plans, and lessons from curves
 NO_SCRIPT = set('''separate_h_pred insight18_stable60k bs8192_alt1_accum eq_exc_slow eq_exc_late eq_exc_reinit
-    eq_fail_low_beta eq_fail_high_beta eq_try2_scale eq_try3_lr eq_try4_layernorm eq_take4_gap94 eq_day2_wide'''.split())
+    eq_fail_low_beta eq_fail_high_beta eq_try2_scale eq_try3_lr eq_try4_layernorm eq_take4_gap94
+    eq_day2_wide'''.split())
 
 
 def settings(slug): # field -> value at scale log, as json has it
