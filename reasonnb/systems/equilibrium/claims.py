@@ -50,7 +50,7 @@ def _smaller_step(last:dict, _, middle:dict, first:dict) -> float: # share of th
     return min(accuracy(last) - accuracy(middle), accuracy(middle) - accuracy(first))
 
 def _speedup(compiled:dict, _, eager:dict) -> float: # share of a step's time
-    "What compiling saves; a compiled run draws its dropout masks anew, so one that equals the eager run was not compiled."
+    "What compiling saves; its dropout masks are drawn anew, so a run that equals the eager one was not compiled."
     if compiled['curve'] == eager['curve']: raise CannotShow('the run equals the eager one bit for bit: not compiled')
     return compiled['metrics']['speedup']
 
@@ -64,8 +64,8 @@ CLAIMS = COLLAPSE | {
                             also=('beta_0_22_fixed',), pair=_speedup),
     'eq_ln': ClaimTest(tested='test images, or those of the last evaluation of a run that stopped', left=accuracy,
                        versus='eq_no_layernorm'),
-    'eq_symmetry': ClaimTest(cannot='the symmetric mode as published stays at chance (10 %), here as at its authors, so '
-                                    'a comparison with it says nothing about symmetry; see the ladder for the fair one',
+    'eq_symmetry': ClaimTest(cannot='the symmetric mode as published stays at chance (10 %), here as at its authors; a '
+                                    'comparison with it says nothing about symmetry, the ladder is the fair one',
                              cannot_at=('smoke', 'laptop', 'h200', 'log')),
     'eq_94': ClaimTest(cannot='12,800 training images where the log has 60,000; logistic regression reaches 91.6 % on '
                               'them'),

@@ -107,7 +107,8 @@ DOMAINS = {
     'st_mixer_easy_higher': ClaimTest(tested=f'boards of rating 1-2 solved {_TRAINED}',
                                       left=solved('rating_1-2', trained=True)),
     'st_scale_up_early': ClaimTest(tested='share of the steps until a tenth of the validation boards is solved, the '
-                                          'small network minus the large one', pair=lambda a, b: take_off(b) - take_off(a)),
+                                          'small network minus the large one',
+                                   pair=lambda a, b: take_off(b) - take_off(a)),
 }
 
 # %% ../../../nbs/systems/looped/07_claims.ipynb #f6362732
@@ -121,7 +122,8 @@ def _sam_gain_left(sam:dict, plain:dict, sam_before:dict, plain_before:dict) -> 
 
 _FROM_WHERE = "at the log's moments, from where one of the runs has left the plateau"
 SCHEDULES = {
-    'st_bs4096_monotone': ClaimTest(tested=f'smallest rise of validation boards solved {_FROM_WHERE}', left=smallest_rise),
+    'st_bs4096_monotone': ClaimTest(tested=f'smallest rise of validation boards solved {_FROM_WHERE}',
+                                    left=smallest_rise),
     'st_phase_scaling': ClaimTest(tested='validation boards solved after as many boards: at the end of a run of half '
                                          'the steps with phases to match, against the middle of the long run',
                                   versus='bs4096_reverse', left=at_share(1.), right=at_share(.5)),
@@ -149,8 +151,8 @@ SCHEDULES = {
         versus='cosine_no_sam', also=('sam_bs512', 'bs512_easy'), pair=_sam_gain_left),
     'st_carry_diverges': ClaimTest(tested='does the loss stop being finite, or end ten times above guessing, in most '
                                           'runs', left=loss_explodes),
-    'st_rope_same': ClaimTest(versus='cosine_no_sam', tested="boards solved, on the log's recipe for it: cosine, no SAM"),
-    'st_140k_lt': ClaimTest(tested='validation boards solved at 95 of 140 parts of the long run, at the end of the short',
+    'st_rope_same': ClaimTest(versus='cosine_no_sam', tested='boards solved, on the recipe of the log: cosine, no SAM'),
+    'st_140k_lt': ClaimTest(tested='validation boards solved, 95/140 into the long run and at the end of the short',
                             left=at_share(95/140), right=at_share(1.)),
     'st_repeat_noise': ClaimTest(
         tested='how far apart two runs are, exceeded by one pair of seeds in twenty, against 2 points', bar=.02,

@@ -254,7 +254,8 @@ BEYOND = (
 
 # these share the configuration of one of their sections; they come last, so that the run carries its name
 STUDIES = {'batch_scaling_easy', 'mixed_easy_study', 'curriculum_study', 'scaling_inconclusive', 'failure_analysis',
-           'recurrence_study', 'recur_nopred_study', 'bs_scaling_extreme', 'curriculum_large_batch', 'insight18_stable60k', 'cosine_ema'}
+           'recurrence_study', 'recur_nopred_study', 'bs_scaling_extreme', 'curriculum_large_batch',
+           'insight18_stable60k', 'cosine_ema'}
 _ALL = FIRST + POSITION_STUDY + LEVELS + ORDER + NOTES + DOMAINS + LADDER + BEYOND
 EXPERIMENTS = tuple(sorted(_ALL, key=lambda e: e.slug in STUDIES))
 

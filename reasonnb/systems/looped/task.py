@@ -67,7 +67,7 @@ class LoopedTask(Boards):
         return flat_metrics(self._measure('validation'), self.config.headline)
 
     def test(self) -> dict[str, float]:
-        """Test boards, at every number of iterations that is trained or below the headline's, and the `test_iterations`.
+        """Test boards, at each number of iterations that is trained or below the headline's, and at `test_iterations`.
 
         The trainer calls this once, at the end."""
         trained, headline = self.config.iterations, self.config.headline
