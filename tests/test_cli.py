@@ -1,6 +1,7 @@
 """The command line as a process: exit codes, one-line mistakes, and being stopped in the middle."""
 import json, os, pty, re, signal, subprocess, sys
 import pytest
+from reasonnb.lab.claims import JUDGED, VERDICTS
 from toy import REPO, cli, environment, kernels, make_root, start_cli, until
 
 
@@ -268,4 +269,6 @@ def test_claims_of_the_repository_for_a_program():
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     rows = json.loads(done.stdout)
     assert done.returncode == 0 and len(rows) > 50
-    assert {row['verdict'] for row in rows} <= {'holds', 'contradicted', 'undecided', 'not run'}
+    assert {row['verdict'] for row in rows} <= set(VERDICTS)
+    assert all(row['reason'] for row in rows if row['verdict'] in ('cannot show', 'not run'))
+    assert all(row['tested'] for row in rows if row['verdict'] in JUDGED)

@@ -116,6 +116,19 @@ def test_reference_and_own_stand_side_by_side(root):
         assert err.startswith('reasonnb: unknown value of --records') and err.count('\n') == 1
 
 
+def test_a_claim_that_cannot_be_shown_says_why_on_a_line_that_nothing_cuts(root):
+    (root/'data/logs/claims.csv').write_text(CLAIMS + 'toy_log,itself,A run beats itself,start,<,start,loss,,derived\n')
+    populate()
+    why = 'both sides have the same configuration at this scale'
+    lines = shell('claims')[1].splitlines()
+    place = lines.index('cannot be shown at this scale')
+    assert lines[place + 1] == f'  itself: {why}' and sum(line.startswith('itself ') for line in lines) == 1
+    first, second = json.loads(shell('claims', '--json')[1])
+    assert (second['verdict'], second['reason'], second['own_verdict']) == ('cannot show', why, 'cannot show')
+    assert (first['tested'], first['reason']) == ('loss', '') and first['n_left'] == 3
+    assert [row['claim_id'] for row in json.loads(shell('claims', '--judged', '--json')[1])] == ['fast_lower', 'itself']
+
+
 def test_without_own_runs_the_tables_are_as_before_and_say_so(root):
     run = plan('start', 'laptop', 0)
     write(run, .5, reference(run))

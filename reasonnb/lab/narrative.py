@@ -223,8 +223,8 @@ class Narrative(Shares):
         parts = finding if isinstance(finding, list) else [finding]
         if parts and isinstance(parts[0], str) and parts[0]: parts = [f'**Finding.** {parts[0]}', *parts[1:]]
         table = verdict_table(*slugs, records=self.records, scale=self.scale, about=about) if slugs else ''
-        if len(table) and not table['remark'].any(): table = table.drop(columns='remark')
-        return markdown(*parts, '**Verdict.**' if len(table) else '', table)
+        if not len(table): return markdown(*parts)
+        return markdown(*parts, '**Verdict.**', *_once(table, 'tested', 'remark'))
 
     def verdict(self, claim_id:str # of `data/logs/claims.csv`
                ) -> str: # e.g. '**holds**'
@@ -244,6 +244,16 @@ class Narrative(Shares):
                       | options)
         save(figure, f'{self.log}/{file}.svg')
         return figure
+
+def _once(table:pd.DataFrame, *names:str) -> list: # the table, and a line for each column that is left out
+    "A column that says the same in all of several rows becomes a line below the table; an empty one is left out."
+    lines = []
+    for name in names:
+        words = set(table[name])
+        if words != {''} and (len(words) > 1 or len(table) == 1): continue
+        table = table.drop(columns=name)
+        lines += [f'*{name.capitalize()}, all of them:* {_sentence(word)}' for word in words if word]
+    return [table, *lines]
 
 def _sentence(text:str) -> str:
     "Text that ends in a full stop."

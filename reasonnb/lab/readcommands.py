@@ -159,8 +159,8 @@ def results(log:Log=None,
 # %% ../../nbs/lab/15_readcommands.ipynb #c9292e75
 def _cannot_show(book) -> str:
     "Why runs of this scale cannot show some claims."
-    rows = book[book['verdict'] == 'cannot show']
-    lines = [f'  {row.claim_id}: {row.reason}' for row in rows.itertuples()]  # never cut, so not in columns
+    why = book[book['verdict'] == 'cannot show'].groupby('reason', sort=False)['claim_id'].agg(', '.join)
+    lines = [f'  {claims}: {reason}' for reason, claims in why.items()]  # never cut, so not in columns
     return '\n'.join(['cannot be shown at this scale', *lines]) if lines else ''
 
 def claims(log:Log=None,
