@@ -1,8 +1,8 @@
 "Claims of the log about a moment or a bucket, on records whose answer is plain."
 import pytest
 
-from reasonnb.systems.looped.claims import (CLAIMS, at_share, early_best, late_gain_within_noise, loss_explodes, moments,
-                                            rated, smallest_lead)
+from reasonnb.systems.looped.claims import (CLAIMS, at_share, early_best, late_gain_within_noise, loss_explodes,
+                                            moments, rated, smallest_lead)
 
 
 def run(*curve, steps=100, losses=(1.,), **metrics):

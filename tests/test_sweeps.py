@@ -26,7 +26,8 @@ def test_shipped_sweeps_can_start(path):
 
 
 def test_a_misspelt_sweep_file_is_answered_with_those_there_are():
-    with pytest.raises(UserError, match=r'there are .*sweeps/iteration\.yaml.* in nbs/jobs'): load_sweep('itration.yaml')
+    found = r'there are .*sweeps/iteration\.yaml.* in nbs/jobs'
+    with pytest.raises(UserError, match=found): load_sweep('itration.yaml')
 
 
 @pytest.mark.parametrize('text, message', [
