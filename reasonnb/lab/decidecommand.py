@@ -58,7 +58,8 @@ def decide(log:Annotated[Optional[str], typer.Option(help='Only claims of this l
     reasonnb decide --log sudoku_transformer --budget 2h
     """
     from reasonnb.lab.decide import seconds_of
-    from reasonnb.lab.sweeps import plan_sweep
+    from reasonnb.lab.runs import plan
+    from reasonnb.lab.sweeps import Sweep
     limit, begin, failed, done = seconds_of(budget), time.monotonic(), set(), []
     steps, left = _situation(scale, log, limit, failed)
     planned = [dict(claim=s.claim.claim, seeds=s.claim.at, seconds=s.seconds) for s in steps]
@@ -67,9 +68,9 @@ def decide(log:Annotated[Optional[str], typer.Option(help='Only claims of this l
     if dry_run: return
     while steps:
         step = steps[0]
-        for name, seed in step.runs:
-            found = do_runs(plan_sweep([name], [scale], [seed]), slots=slots, timeout=0, as_json=False)
-            if any(one['status'] != 'ok' for one in found.values()): failed.add(name)
+        runs = Sweep(tuple(plan(name, scale, seed) for name, seed in step.runs))
+        found = do_runs(runs, slots=slots, timeout=0, as_json=False)
+        failed |= {run.experiment for run, one in found.items() if one['status'] != 'ok'}
         done.append(step.claim.claim)
         spent = time.monotonic() - begin
         used = f'{spent / 60:.0f} of {limit / 60:.0f} minutes are spent'
