@@ -74,5 +74,5 @@ def test_every_number_is_read_at_its_own_iteration():
     metrics = flat_metrics(COUNTS, main=3, trained=2)
     assert (metrics['loss'], metrics['puzzle_accuracy'], metrics['cell_accuracy']) == (.1, .5, 5 / 8)
     assert [metrics[f'cell_accuracy@{n}'] for n in (1, 2, 3)] == [3 / 8, 4 / 8, 5 / 8]
-    assert (metrics['puzzle_accuracy/rating_0'], metrics['puzzle_accuracy@2/rating_0']) == (1, 0)
+    assert (metrics['puzzle_accuracy/rating_0'], metrics['puzzle_accuracy/trained_rating_0']) == (1, 0)
     assert (metrics['puzzle_accuracy/rating_3-10'], metrics['n_test/rating_3-10']) == (0, 1)
