@@ -4,7 +4,7 @@ The rule for an author. What became of a claim is computed: by `Narrative.closin
 `Narrative.verdict`, which take it from the ledger, or in a sentence that `comparisons.tells` chooses by the records.
 Whoever types it all the same names the claim behind it, as in *contradicted* (`st_rope_same`), and then it is compared.
 The words of the ledger have no second meaning in a narrative: what holds something *keeps* or *contains* it, a rule
-that holds elsewhere *is true* there, and numbers of a log *clash*. A word that is only mentioned stands in backticks."""
+that holds elsewhere *is true* there, numbers of a log *clash*. A word that is only mentioned stands in backticks."""
 import ast
 import json
 import re
