@@ -262,6 +262,17 @@ def test_about_equal(world, judged, left, verdict):
     assert (row['verdict'], row['reason'].split(';')[0]) == (verdict, 'tolerance 0.02')
 
 
+def test_sameness_has_the_error_of_an_analysis_on_each_side_a_difference_on_both_together(world, judged):
+    "Mean and standard error are such that the two levels of three seeds, 99 % and 99.5 %, part."
+    step = .012*math.sqrt(3)  # the standard error of these three is .012, and t is 9.9 or 14.1 standard errors
+    world.run('recur_add', [.5 + .144 - step, .5 + .144, .5 + .144 + step])
+    world.run('recur_baseline', [.5, .5, .5])
+    assert judged('st_recur_add_gt_base')['verdict'] == 'undecided'
+    world.run('recur_concat_nopred', [.5 - step/7.2, .5, .5 + step/7.2])
+    world.run('recur_concat', [.5, .5, .5])
+    assert judged('st_preds_concat')['verdict'] == 'holds'
+
+
 def test_the_band_is_as_wide_as_what_the_log_called_the_same(world, judged):
     world.run('mlp_mixer', [.70, .701, .70])
     world.run('extreme_2_7m', [.72, .721, .721])
