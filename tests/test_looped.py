@@ -159,8 +159,17 @@ def test_an_open_gate_keeps_the_state_and_a_closed_one_replaces_it():
     for logit, kept, kept_streams in ((40., state, streams), (-40., new, new[..., None, :].expand_as(streams))):
         gated.gate.bias.fill_(logit)
         several.keep.fill_(logit)
-        assert torch.allclose(gated.read(new, state), kept, atol=1e-5)
-        assert torch.allclose(several.write(new, streams), kept_streams, atol=1e-5)
+        shown, hidden = gated.write(new, state)
+        assert torch.allclose(hidden, kept, atol=1e-5) and torch.equal(shown, hidden)
+        assert torch.allclose(several.write(new, streams)[1], kept_streams, atol=1e-5)
+    assert torch.equal(gated.read(new, state), new)  # the blocks never see a gated state
+
+
+def test_the_readout_of_a_gated_network_sees_its_state():
+    model = LoopedTransformer(BOX, d_model=8, layers=1, heads=2, d_ff=8, recurrence='gated').eval()
+    _, state = model.step(model.start(torch.randint(0, 5, (2, 16))))
+    logits, state = model.step(state)
+    assert torch.allclose(logits, model.head(state.hidden), atol=1e-6)
 
 
 def test_the_nested_network_is_the_recursion_of_the_reference():

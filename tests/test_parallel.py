@@ -1,4 +1,5 @@
 """Data parallelism with real processes: two ranks must train like one."""
+import atexit
 import json
 import os
 import signal
@@ -43,6 +44,17 @@ def child(root):
             train(root / name, f"{QUIET} {overrides}")
     record = train(root / "dropout", "parallel=true steps=20")
     (root / f"seen-{rank}.json").write_text(json.dumps(record))
+    (root / f"threads.{rank}").write_text(threads())
+
+
+def threads():
+    "Names of this process' threads."
+    return " ".join(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+
+def at_exit(root):
+    "Threads of the network that are left when the processes have left each other."
+    (root / f"left.{os.environ['RANK']}").write_text(threads())
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +110,19 @@ def test_processes_have_their_own_dropout(two_ranks):
     assert not torch.equal(first["torch"], second["torch"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_connections_are_closed_before_python_ends(two_ranks):
+    "A thread of theirs that outlives the interpreter aborts the process now and then, after all work is done."
+    for rank in (0, 1):
+        assert "gloo" in (two_ranks / f"threads.{rank}").read_text()
+        assert "gloo" not in (two_ranks / f"left.{rank}").read_text()
+
+
 def test_torchrun_without_a_parallel_task_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were started but the task trains in one"): train(tmp_path)
 
 
 if __name__ == "__main__":
+    atexit.register(at_exit, Path(sys.argv[1]))  # the first to register is the last to run
     child(Path(sys.argv[1]))

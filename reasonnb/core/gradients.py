@@ -155,6 +155,7 @@ def join_ranks(wanted:bool, # whether the task asks for data parallelism
         raise UserError(f"{world} processes were started but the task trains in one; "
                         "set task.parallel = True or start without torchrun")
     if not dist.is_initialized():
+        import torch._dynamo  # noqa: F401  # an optimizer imports it later, and then holds the group beyond its end
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
         atexit.register(_leave)  # once per process: a second group at the same meeting point can hang
     return Ranks(dist.get_rank(), world, device)

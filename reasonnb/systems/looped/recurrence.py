@@ -35,22 +35,27 @@ class Recurrence(nn.Module):
     def read(self, x:Tensor, # input of this iteration, (batch, cells, d_model)
              s:Tensor|None, # hidden state of the last iteration, None = there is none
             ) -> Tensor: # input of the blocks, (batch, cells, d_model)
-        if s is None or self.kind == 'none': return x
+        if s is None or self.kind in ('none', 'gated'): return x
         if self.kind == 'add': return x + s
         if self.kind == 'concat': return x + self.mix(s)
         if self.kind == 'memory': return x + self.recall(s)
-        if self.kind == 'streams': return x + (s * self.weigh).sum(-2)
-        g = torch.sigmoid(self.gate(torch.cat([s, x], -1)))
-        return g * s + (1 - g) * x
+        return x + (s * self.weigh).sum(-2)
 
     def write(self, h:Tensor, # output of the blocks, (batch, cells, d_model)
               s:Tensor|None, # hidden state so far, None = there is none
-             ) -> Tensor|None: # hidden state for the next iteration
-        if self.kind == 'none': return None
-        if self.kind == 'memory': return self.note(h) if s is None else s + self.note(h)
-        if self.kind != 'streams': return h
+             ) -> tuple[Tensor, Tensor|None]: # what is read out, like h; hidden state for the next iteration
+        if self.kind == 'none': return h, None
+        if self.kind == 'gated':
+            h = self._gated(h, torch.zeros_like(h) if s is None else s)
+            return h, h
+        if self.kind == 'memory': return h, self.note(h) if s is None else s + self.note(h)
+        if self.kind != 'streams': return h, h
         g = torch.sigmoid(self.keep)
-        return h[..., None, :] * (1 - g) if s is None else g * s + (1 - g) * h[..., None, :]
+        return h, h[..., None, :] * (1 - g) if s is None else g * s + (1 - g) * h[..., None, :]
+
+    def _gated(self, h:Tensor, s:Tensor) -> Tensor:
+        g = torch.sigmoid(self.gate(torch.cat([s, h], -1)))
+        return g * s + (1 - g) * h
 
 # %% ../../../nbs/systems/looped/01_recurrence.ipynb #96ecf9eb
 READOUTS = ('head', 'residual', 'residual_norm')

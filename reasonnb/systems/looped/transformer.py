@@ -84,13 +84,13 @@ class LoopedTransformer(Parts):
         h, bias = self.recurrence.read(x, state.hidden), self.position.bias()
         for block in self._stack(state.iteration):
             h = block(h, self.position.turns, bias)
+        h, hidden = self.recurrence.write(h, state.hidden)
         logits = self.head(h)
         if self.readout != 'head':
             p = self.residual(h, p)
             logits = logits + p
         elif self.feedback:
             p = logits.mT.softmax(-2).mT  # along a column, which vectorises: a row of digits is short
-        hidden = self.recurrence.write(h, state.hidden)
         return logits, State(next_input=state.recurrent_input, recurrent_input=state.recurrent_input,
                              prediction=p, hidden=hidden, iteration=state.iteration + 1)
 
