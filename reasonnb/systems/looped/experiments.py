@@ -156,6 +156,7 @@ _LARGE = at(dict(batch_size=4096, lr=1.5e-3), dict(batch_size=32, transfer='', t
 _SHORT = at(dict(steps=10_000, eval_every=1_000), dict(steps=1_100, eval_every=55, phases=_LAPTOP_HARD))
 _NESTED = at(dict(d_model=512, layers=2, lr=1e-4, iterations=1, sam_rho=0., clip=1.),
              dict(iterations=1, answer_iterations=1, layers=1, test_iterations=(2, 4, 8), lr=1e-3), dict(iterations=1))
+_NESTED |= dict.fromkeys(('laptop9', 'h200'), dict(iterations=1))  # an iteration is 21 passes through the blocks
 _TRM = at(dict(train_puzzles=1_000, phases=(), batch_size=256, steps=50_000, ema=0.999),
           dict(train_puzzles=200, iterations=2, answer_iterations=2, ema=0.985, steps=1_100, eval_every=110))
 DOMAINS = (
@@ -168,7 +169,7 @@ DOMAINS = (
                note='The log took its 400 thousand boards from the test split before it knew of another.'),
     Experiment('extreme_2_7m', 'extreme_400k', at=at(_EXTREME, dict(train_puzzles=40_000))),
     Experiment('mlp_mixer', 'extreme_2_7m', dict(mixing='mlp'),
-               at(dict(activation='gelu', dropout=0.), dict(answer_iterations=6, lr=4e-3))),
+               at(dict(activation='gelu', dropout=0.), dict(activation='gelu', answer_iterations=6, lr=4e-3))),
     Experiment('scale_down', 'extreme_2_7m',
                at=at(dict(d_model=64, layers=2, heads=2, d_ff=256), dict(d_model=24, layers=1, d_ff=96))),
     Experiment('scale_up_accum', 'extreme_2_7m', at=at(_DEEP, dict(d_model=72, layers=3, d_ff=288, accumulate=2))),
