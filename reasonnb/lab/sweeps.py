@@ -155,17 +155,27 @@ class Watch:
                 ):
         self.runs, self.say, self.every = list(runs), say, every
         self.first, self.ended, self.begin, self.spoke = {}, {}, time.time(), time.time()
+        self.idle = {}  # run that was not running -> when its status was written
 
     def look(self):
         "Say which runs have started; now and then, where they are."
         now = time.time()
-        active = [run for run in self.runs if run not in self.ended and status(run)['status'] == 'running']
+        active = [run for run in self.runs if run not in self.ended and self._running(run)]
         for run in active:
             self._follow(run, now)
         if now - self.spoke < self.every or not active: return
         self.spoke = now
         done = f'{clock(now - self.begin)} {len(self.ended)}/{len(self.runs)} done'
         self.say(' | '.join([done, *(progress_text(run, self.first[run]) for run in active)]), False)
+
+    def _running(self, run:Plan) -> bool:
+        "Whether a run is at work; what has not changed since is not read again, for hundreds may be waiting."
+        try: written = (run.folder/'status.json').stat().st_mtime_ns
+        except OSError: return False
+        if self.idle.get(run) == written: return False
+        running = status(run)['status'] == 'running'
+        if not running: self.idle[run] = written
+        return running
 
     def _follow(self, run:Plan, now:float):
         "Say that a run has started, once, and remember its first step."
