@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent
 SHIPPED = (
     "data/logs/*.csv",
     "data/records.json",
+    "data/step_times.csv",
     "data/checkpoints/lattice-*x*.pt",
     "data/checkpoints/lattice-*x*.json",
     "nbs/jobs/*.ipynb",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonnb.core.statistics import Interval
+from reasonnb.core.statistics import Interval, interval
 from reasonnb.lab import catalogue, figures
 from reasonnb.lab.comparisons import Study, at_step, best_minus_last, curves_of, falls, fallen, late, side
 from reasonnb.lab.results import as_frame
@@ -31,7 +31,7 @@ def test_pairs_have_one_seed(study):
     level = [.9, .1, .5, .3, .7]
     ours = [run('ours', seed, level[seed] + .1 + seed/1000) for seed in range(4)]
     theirs = [run('theirs', seed, level[seed]) for seed in range(1, 5)]
-    found = study(*ours, *reversed(theirs)).by_seed('ours', 'theirs')
+    found = study(*ours, *reversed(theirs)).gap('ours', 'theirs')
     assert found == pytest.approx((.102, .102 - .0024841, .102 + .0024841), abs=1e-6)
 
 
@@ -75,8 +75,22 @@ def test_falls_are_counted_from_the_bar_on(study):
     assert fallen(runs, 'one', bar=20) == (0, 3, 12.) and math.isnan(fallen(runs, 'nobody')[2])
 
 
-@pytest.mark.parametrize('gap, pair, said', [
-    ((.1, .05, .2), (.1, -.05, .2), 'better'), ((-.1, -.2, -.05), (.1, .05, .2), 'worse'),
-    ((.01, -.1, .2), (.1, .05, .2), 'better, seed by seed'), ((.01, -.1, .2), (-.1, -.2, -.05), 'worse, seed by seed'),
-    ((.01, -.1, .2), (.1, -.05, .2), 'undecided'), ((.1, math.nan, math.nan), (.1, math.nan, math.nan), 'undecided')])
-def test_the_side_that_an_interval_takes(gap, pair, said): assert side(Interval(*gap), Interval(*pair)) == said
+@pytest.mark.parametrize('gap, said', [
+    ((.1, .05, .2), 'better'), ((-.1, -.2, -.05), 'worse'), ((.01, -.1, .2), 'undecided'),
+    ((.1, math.nan, math.nan), 'undecided')])
+def test_the_side_that_an_interval_takes(gap, said): assert side(Interval(*gap)) == said
+
+
+def test_from_five_seeds_on_a_difference_has_the_interval_of_the_ledger(study):
+    gaps = [.01, .02, .03, .05, .01, .9]  # the sixth seed waits for the analysis at eight
+    records = [run(slug, seed, gap*(slug == 'ours')) for seed, gap in enumerate(gaps) for slug in ('ours', 'theirs')]
+    assert study(*records).gap('ours', 'theirs') == pytest.approx(interval(gaps[:5], .9855))
+    assert study(*records[:6]).gap('ours', 'theirs') == pytest.approx(interval(gaps[:3], .95))
+
+
+def test_a_run_that_lacks_the_metric_leaves_its_pair_out(study):
+    broken = run('theirs', 0, .5)
+    broken['metrics'] = dict(diverged=1)
+    ours, theirs = [run('ours', seed, .5 + seed/10) for seed in range(3)], [run('theirs', s, .4 + s/10) for s in (1, 2)]
+    pairs = study(*ours, broken, *theirs).shared('ours', 'theirs')
+    assert [a - b for a, b in pairs] == pytest.approx([.1, .1])

@@ -171,5 +171,5 @@ def test_what_a_laptop_cannot_show_does_not_occur_there():
     slugs += ['eq_try1_longer', 'beta_0_20_annealed', 'eq_exc_slow', 'eq_exc_late']
     runs = load_records('reference')
     runs = runs[(runs['scale'] == 'laptop') & runs['experiment'].isin(slugs)]
-    said, = re.findall(r'the largest fall of (\d+) runs is under 5 points', reason)
+    said, = re.findall(r'the largest fall of (\d+) runs with them is under 5 points', reason)
     assert len(runs) >= int(said) and runs['metrics.collapse'].max() < 5

@@ -125,7 +125,7 @@ def rules(claim:dict, # one row of `claims_table`
          ) -> dict: # arguments of `verdicts.compare`
     "Margin, points and whether boards are counted; a margin of the log that is one of something else is none."
     number = not isinstance(right, list)
-    foreign = test.pair or number or claim['metric'] in RATIOS
+    foreign = number or claim['metric'] in RATIOS
     points = POINTS if test.tolerance is None else test.tolerance
     boards = claim['metric'] == 'puzzle_accuracy' and not test.pair and not number
     return dict(margin=math.nan if foreign else claim['margin'], points=points, boards=boards)
@@ -281,7 +281,9 @@ def counts(ledger:pd.DataFrame, # from `ledger`
     table = pd.crosstab(ledger['log'], ledger['verdict'])
     table = table.reindex(index=ledger['log'].unique(), columns=list(VERDICTS), fill_value=0)
     table.loc['all'] = table.sum()
-    judged = table[list(JUDGED)].sum(axis=1)
+    judged = ledger[ledger['verdict'].isin(JUDGED) & ledger['n_left'].gt(0)]  # a check has no interval
+    judged = judged['log'].value_counts().reindex(table.index, fill_value=0)
+    judged['all'] = judged.sum()
     return table.assign(claims=table.sum(axis=1), by_chance=(.05*judged).round(2)).rename_axis(None, axis=1)
 
 def write_ledger(path:str|Path|None=None, # None: `figures/ledger.csv`, see `own.output`

@@ -13,8 +13,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..core.sequential import first_pairs, level_at
-from ..core.statistics import Interval, difference, interval, wilson
+from ..core.sequential import first_pairs, level_at, spread
+from ..core.statistics import Interval, interval, wilson
 from .results import as_catalogued, course, runs_of, samples
 
 # %% ../../nbs/lab/07_comparisons.ipynb #7b209101
@@ -77,15 +77,18 @@ class Study:
         "Mean over seeds with its Student interval."
         return interval(self.seeds(slug, metric))
 
-    def gap(self, left:str, right:str, metric:str='') -> Interval:
-        "Left minus right with Welch's interval, as between independent runs."
-        return difference(self.seeds(left, metric), self.seeds(right, metric))
+    def shared(self, *slugs:str, metric:str='') -> list[tuple[float, ...]]: # one tuple a seed, a number a slug
+        "Numbers of the seeds that all have, as many as a planned analysis uses; of fewer than three, all."
+        name = metric or self.metric
+        sides = [{seed: record['metrics'][name] for seed, record in zip(runs['seed'], runs['record'])
+                  if name in record['metrics']} for runs in map(self.runs, slugs)]
+        seeds = sorted(set.intersection(*map(set, sides)))
+        return first_pairs(*sides) or [tuple(side[seed] for side in sides) for seed in seeds]
 
-    def by_seed(self, left:str, right:str, metric:str='') -> Interval:
-        "Left minus right over the seeds that both have."
-        def numbers(slug): return self.runs(slug).set_index('seed')['record'].map(lambda r: r['metrics'].get(metric
-                or self.metric, np.nan))
-        return interval((numbers(left) - numbers(right)).dropna())
+    def gap(self, left:str, right:str, metric:str='') -> Interval:
+        "Left minus right, seed by seed."
+        gaps = [a - b for a, b in self.shared(left, right, metric=metric)]
+        return spread(gaps, level_at(len(gaps))) if len(gaps) > 3 else interval(gaps)
 
 # %% ../../nbs/lab/07_comparisons.ipynb #1e24f592
 class Shares(Study):
@@ -111,30 +114,28 @@ class Shares(Study):
         return with_bounds(Interval(*(100*x for x in found)), self.digits, unit, sign=True)
 
 # %% ../../nbs/lab/07_comparisons.ipynb #7c3ebea3
-def side(gap:Interval, # between independent runs
-         pair:Interval, # seed by seed
-        ) -> str: # 'better', 'worse', either 'seed by seed' alone, or 'undecided'
-    "What two intervals of one difference say about its left side."
-    for found, how in ((gap, ''), (pair, ', seed by seed')):
-        if found.low > 0 or found.high < 0: return ('better' if found.low > 0 else 'worse') + how
-    return 'undecided'
+def side(gap:Interval # left minus right
+        ) -> str: # 'better', 'worse' or 'undecided'
+    "What the interval of a difference says about its left side."
+    if gap.low > 0: return 'better'
+    return 'worse' if gap.high < 0 else 'undecided'
 
 def compare(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without runs on both sides are left out
             metrics=None, # what a reader calls it -> metric, or metrics alone, a row for each; None: that of the runs
             **columns, # further columns: a function of the left slug each
            ) -> pd.DataFrame|str: # a row per pair and metric; a word where there is none
-    "Left minus right, by Welch's interval and seed by seed."
+    "Left minus right, seed by seed."
     asked, rows = metrics if isinstance(metrics, dict) else {name: name for name in metrics or ('',)}, []
     for left, right, label in [(*pair, label) for pair in pairs if len(runs.there(*pair)) == 2 for label in asked]:
         metric = asked[label]
         if not all(runs.has(slug, metric) for slug in (left, right)): continue
-        gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
+        gap = runs.gap(left, right, metric)
         row = {'left': runs.name(left), 'right': runs.name(right)} | ({'measured': label} if metrics else {})
         a, b = (runs.pct(runs.mean(slug, metric).value) for slug in (left, right))
-        row |= {'left, %': a, 'right, %': b, 'points': runs.points(gap.value),
-                '95 % interval': runs.between(gap), 'seed by seed': runs.between(pair)}
+        row |= {'left, %': a, 'right, %': b, 'points': runs.points(gap.value), '95 % interval': runs.between(gap)}
         row |= {name: say(left) for name, say in columns.items()}
-        rows.append(row | {'seeds': f'{len(runs.runs(left))} and {len(runs.runs(right))}', 'left is': side(gap, pair)})
+        seeds = len(runs.shared(left, right, metric=metric))
+        rows.append(row | {'seeds': seeds, 'left is': side(gap)})
     if not rows: return 'no records yet'
     table = pd.DataFrame(rows).set_index('left')
     if len(pairs) > 1 or not metrics: return table
@@ -146,7 +147,7 @@ def compare(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without
 def gaps(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without runs on both sides are left out
          metrics:dict, # head of a column -> metric
         ) -> pd.DataFrame|str: # a row per pair; a word where there is none
-    "Left minus right in points with Welch's interval, a column per metric."
+    "Left minus right in points, seed by seed, a column per metric."
     shown = [(left, right) for left, right in pairs if len(runs.there(left, right)) == 2]
     rows = {f'{runs.name(left)} minus {runs.name(right)}': {head: runs.change(runs.gap(left, right, metric), unit='')
                                                             for head, metric in metrics.items()}
@@ -185,18 +186,16 @@ def at_end(study:Study, slugs, # experiments, from top to bottom; those without 
 def title(runs:Shares, left:str, right:str, # experiments
           metric:str='', # '' = that of the runs
           what:str='', # what the share is a share of; '' = as the runs have it
-          paired:bool=False, # the interval of the differences seed by seed instead of Welch's
          ) -> str: # for a figure
     "Both shares and their difference, as a title."
     what = what or runs.what
     if len(runs.there(left, right)) < 2: return what.capitalize()
     a, b = runs.mean(left, metric).value, runs.mean(right, metric).value
-    gap = runs.by_seed(left, right, metric) if paired else runs.gap(left, right, metric)
+    gap = runs.gap(left, right, metric)
     sure = gap.low > 0 or gap.high < 0
     text = (f'{runs.name(left)} {runs.pct(a)} %, {runs.name(right)} {runs.pct(b)} % {what}: '
             f'{runs.points(gap.value)} points'
-            f' ({"seed by seed " if paired else ""}{runs.between(gap)})' + ('' if sure
-                    else ', an interval that includes zero'))
+            f' ({runs.between(gap)})' + ('' if sure else ', an interval that includes zero'))
     return text[0].upper() + text[1:]
 
 def reading(runs:Shares, left:str, right:str, # experiments
@@ -206,15 +205,12 @@ def reading(runs:Shares, left:str, right:str, # experiments
     "What a difference tells, in one sentence."
     missing = [slug for slug in (left, right) if not runs.there(slug)]
     if missing: return f'No runs of *{runs.name(missing[0])}* yet.'
-    gap, pair = runs.gap(left, right, metric), runs.by_seed(left, right, metric)
-    how = 'seed by seed **{}**, between independent runs undecided'.format
-    tells = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer', 'better, seed by seed': how('more'),
-             'worse, seed by seed': how('fewer')}
-    seeds = f'{len(runs.seeds(left, metric))} and {len(runs.seeds(right, metric))} seeds'
+    gap, seeds = runs.gap(left, right, metric), len(runs.shared(left, right, metric=metric))
+    says = {'undecided': 'undecided', 'better': 'more', 'worse': 'fewer'}[side(gap)]
     name = runs.name(left)
     return (f'{name[:1].upper()}{name[1:]} against {runs.name(right)}, '
             f'{runs.points(gap.value)} points of {what or runs.what} '
-            f'({runs.between(gap)}; seed by seed {runs.between(pair)}; {seeds}): {tells[side(gap, pair)]}.')
+            f'({runs.between(gap)}, {seeds} seeds): {says}.')
 
 # %% ../../nbs/lab/07_comparisons.ipynb #1ad8b243
 def findings(runs:Shares, *pairs:tuple[str, str], # left and right; pairs without runs on both sides are left out
@@ -225,7 +221,7 @@ def findings(runs:Shares, *pairs:tuple[str, str], # left and right; pairs withou
     for left, right in (pair for pair in pairs if len(runs.there(*pair)) == 2):
         for label, metric in metrics.items():
             gap = runs.gap(left, right, metric)
-            how = {'better': 'solves more than', 'worse': 'solves fewer than'}.get(side(gap, gap),
+            how = {'better': 'solves more than', 'worse': 'solves fewer than'}.get(side(gap),
                     'cannot be told from')
             lines.append(f'- {label}: *{runs.name(left)}* **{how}** *{runs.name(right)}* '
                          f'({runs.points(gap.value)} points, {runs.between(gap)})')
@@ -240,10 +236,7 @@ def tells(runs:Study, left:str, right:str, # experiments
          ) -> str: # 'No runs yet.' where a side has none
     "The sentence that a difference calls for."
     if not all(runs.has(slug, metric) for slug in (left, right)): return 'No runs yet.'
-    sides = [dict(zip(runs.runs(slug)['seed'], runs.seeds(slug, metric))) for slug in (left, right)]
-    gaps = [a - b for a, b in first_pairs(*sides)]
-    gap = interval(gaps, level_at(len(gaps))) if gaps else interval(gaps)
-    return {'better': more, 'worse': fewer}.get(side(gap, gap), unsure)
+    return {'better': more, 'worse': fewer}.get(side(runs.gap(left, right, metric)), unsure)
 
 # %% ../../nbs/lab/07_comparisons.ipynb #4c74f8a0
 def at_step(study:Study, slug:str, # experiment

@@ -105,7 +105,7 @@ def ladder(runs:Shares, slugs, # experiments from top to bottom; those without r
             left.annotate(runs.pct(interval(values).value), (1.01, row), xycoords=left.get_yaxis_transform(),
                           va='center', fontsize=8.5)
             if other == slug or slug in alone: continue
-            gap = runs.by_seed(slug, other, metric)
+            gap = runs.gap(slug, other, metric)
             _interval_row(right, row, gap, _gain_colour(gap))
         _rows(left, [runs.name(slug) for slug in shown])
         right.axvline(0, color=INK, lw=.8)

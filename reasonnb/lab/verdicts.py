@@ -11,8 +11,8 @@ import math
 from typing import NamedTuple
 
 from ..core.config import UserError
-from ..core.sequential import exact_rate, level_at, median_interval
-from ..core.statistics import Interval, interval, wilson
+from ..core.sequential import exact_rate, level_at, spread
+from ..core.statistics import Interval, wilson
 
 # %% ../../nbs/lab/09_verdicts.ipynb #7cf4b685
 VERDICTS = ('holds', 'contradicted', 'smaller than claimed', 'cannot show', 'undecided', 'not run')
@@ -86,10 +86,6 @@ def _rates(sides:list[list[float]], level:float) -> str:
     return f'runs that left the plateau: {" against ".join(map(said, sides))}; median of the pairs'
 
 # %% ../../nbs/lab/09_verdicts.ipynb #480ef3f2
-def _spread(differences:list[float], level:float, humps:bool) -> Interval:
-    "Mean or, with two humps, median of differences, with its interval."
-    return median_interval(differences, level) if humps else interval(differences, level)
-
 def compare(relation:str, # as for `judge`
             left:list[float], # one value a seed
             right:list[float]|float, # the values of the same seeds, or a number
@@ -106,7 +102,7 @@ def compare(relation:str, # as for `judge`
     sizes = (n, 0 if number else n)
     if lost: return Finding('undecided', math.nan, math.nan, math.nan, *sizes, f'{lost} runs without a finite value')
     humps = boards and not number and (two_humps(left) or two_humps(right))
-    effect = _spread(differences, level_at(n, one_sided=relation == '~='), humps)
+    effect = spread(differences, level_at(n, one_sided=relation == '~='), humps)
     band = tolerance(relation, sum(others)/n, margin, number, points)
     size = margin if not math.isnan(margin) else points
     verdict = judge(relation, effect, band, size)

@@ -5,14 +5,19 @@
 # %% auto #0
 __all__ = ['FLOOR', 'LOGGED', 'buckets', 'solved', 'cells', 'needs_guess', 'smallest_drop', 'gain_on_hardest', 'curve',
            'at_share', 'change', 'take_off', 'smallest_rise', 'smallest_lead', 'late_lead', 'early_then_overtaken',
-           'finish', 'collapses', 'growth', 'loss_explodes', 'unrest', 'best_iteration', 'hours']
+           'finish', 'collapses', 'growth', 'loss_explodes', 'unrest', 'best_iteration', 'times']
 
 # %% ../../../nbs/systems/looped/06_measures.ipynb #bc5370f9
 import math
 from collections.abc import Callable
 
+import numpy as np
+import pandas as pd
+
 from ...core.claimtest import CannotShow
 from ...core.config import UserError
+from ...core.paths import shipped
+from ...core.statistics import Interval, interval
 
 # %% ../../../nbs/systems/looped/06_measures.ipynb #c7475a02
 FLOOR = .05  # share of boards below which a network has not left the plateau
@@ -151,10 +156,10 @@ def collapses(record:dict) -> bool:
 
 # %% ../../../nbs/systems/looped/06_measures.ipynb #2e25109f
 def growth(record:dict) -> float: # natural logarithm of the ratio
-    "How much the prediction state grows from the trained number of iterations to the largest that was tested."
-    if record['metrics'].get('diverged'): return math.inf
+    "How much the prediction state grows from the trained number of iterations to the largest tested; tenfold at most."
+    if record['metrics'].get('diverged'): return math.log(10)  # one number beyond all bars, so that means exist
     sizes = {int(n.split('@')[1]): v for n, v in record['metrics'].items() if n.startswith('answer_size@')}
-    return math.log(sizes[max(sizes)] / sizes[record['config']['iterations']])
+    return min(math.log(10), math.log(sizes[max(sizes)] / sizes[record['config']['iterations']]))
 
 def loss_explodes(record:dict) -> bool:
     "Did the run stop on a non-finite loss, or end with one ten times that of guessing?"
@@ -173,6 +178,13 @@ def best_iteration(record:dict) -> float: # between 0 and 1
     made = record['config']['answer_iterations'] or record['config']['iterations']
     return record['metrics']['best_iteration'] / made
 
-def hours(record:dict) -> float:
-    "Hours of the run."
-    return record['seconds'] / 3600
+def times(left:str, # experiment
+          right:str, # experiment
+          level:float=.95, # confidence level
+         ) -> Interval: # left over right
+    "CPU seconds of an update over those of another, side by side in one process, from `benchmarks/step_times.py`."
+    table = pd.read_csv(shipped('data/step_times.csv'))
+    rows = table[(table['left'] == left) & (table['right'] == right)]
+    if rows.empty: raise UserError(f'data/step_times.csv has no rows of {left} and {right}; see benchmarks')
+    found = interval(np.log(rows['left_seconds'] / rows['right_seconds']), level)
+    return Interval(*map(math.exp, found))
