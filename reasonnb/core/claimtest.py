@@ -26,6 +26,7 @@ class ClaimTest:
     also: tuple[str, ...] = ()  # further experiments; `pair` gets a record of each, of the same seed, after the two
     bar: float | None = None  # number that `left` or `pair` is compared with, None = the row's, or 0 for `pair`
     tolerance: float | None = None  # difference that still counts as the same, None = 2 points
+    exact: bool = False  # a count that no seed changes, so that equal values are no accident
     check: Callable | None = None  # () -> truth value, for a claim that needs no runs
     cannot: str = ''  # why runs at the scales `cannot_at` cannot show the claim, '' = they can
     cannot_at: tuple[str, ...] = ('smoke', 'laptop', 'laptop9')  # scales that `cannot` is about

@@ -128,7 +128,8 @@ def rules(claim:dict, # one row of `claims_table`
     foreign = number or claim['metric'] in RATIOS
     points = POINTS if test.tolerance is None else test.tolerance
     boards = claim['metric'] == 'puzzle_accuracy' and not test.pair and not number
-    return dict(margin=math.nan if foreign else claim['margin'], points=points, boards=boards)
+    return dict(margin=math.nan if foreign else claim['margin'], points=points, boards=boards,
+                exact=test.exact)
 
 def judged(claim:dict, test:ClaimTest, rows:list[list[dict]], metric:str) -> Finding:
     "A verdict from the records of an analysis."

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..core.config import UserError
 from ..core.sequential import exact_rate, level_at, spread
-from ..core.statistics import Interval, wilson
+from ..core.statistics import Interval, interval, wilson
 
 # %% ../../nbs/lab/09_verdicts.ipynb #7cf4b685
 VERDICTS = ('holds', 'contradicted', 'smaller than claimed', 'cannot show', 'undecided', 'not run')
@@ -92,6 +92,7 @@ def compare(relation:str, # as for `judge`
             margin:float=math.nan, # difference the log reports
             points:float=POINTS, # difference that is worth a name
             boards:bool=False, # the values are shares of boards solved
+           exact:bool=False, # the values are counts that no seed changes
            ) -> Finding:
     "Left minus right, seed by seed; as many seeds as an interim analysis has."
     number = isinstance(right, int | float)
@@ -102,7 +103,8 @@ def compare(relation:str, # as for `judge`
     sizes = (n, 0 if number else n)
     if lost: return Finding('undecided', math.nan, math.nan, math.nan, *sizes, f'{lost} runs without a finite value')
     humps = boards and not number and (two_humps(left) or two_humps(right))
-    effect = spread(differences, level_at(n, one_sided=relation == '~='), humps)
+    level = level_at(n, one_sided=relation == '~=')
+    effect = interval(differences, level) if exact else spread(differences, level, humps)
     band = tolerance(relation, sum(others)/n, margin, number, points)
     size = margin if not math.isnan(margin) else points
     verdict = judge(relation, effect, band, size)

@@ -77,5 +77,6 @@ CLAIMS = COLLAPSE | {
     'eq_low_beta_marginal': ClaimTest(tested='test images: no better by half a point', tolerance=.005),
     'eq_high_beta_worse': ClaimTest(tolerance=.005), 'eq_width': ClaimTest(tolerance=.005),
     'eq_dropout': ClaimTest(tolerance=.005),
+    'eq_memory': ClaimTest(exact=True),
     'eq_parser_sanity': ClaimTest(tested='the parser of the logs on a file of zeros', check=flags_zeros),
 }
