@@ -11,6 +11,7 @@ from scipy import stats
 
 from reasonnb.core import statistics
 from reasonnb.core.config import UserError
+from reasonnb.core.sequential import first_pairs
 from reasonnb.lab import catalogue, results
 
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
@@ -69,6 +70,17 @@ def test_degenerate_samples():
     assert statistics.difference([3, 3, 3], 2) == (1, 1, 1)
     assert statistics.difference([3, 3], [1, 1]) == (2, 2, 2)
     assert nan(statistics.wilson(0, 0).value)
+
+
+def test_pairs_have_one_seed_whatever_the_order_of_the_runs():
+    "One side is shuffled and has seeds that the other has not; a seed moves its value by more than the sides differ."
+    ours = {seed: 10. * seed for seed in (4, 0, 7, 3, 1)}
+    theirs = {seed: 10. * seed + .5 for seed in (1, 2, 0, 3)}
+    assert first_pairs(ours, theirs) == [(0., .5), (10., 10.5), (30., 30.5)]
+    assert first_pairs(theirs, ours, theirs) == [(.5, 0., .5), (10.5, 10., 10.5), (30.5, 30., 30.5)]
+    many = {seed: float(seed) for seed in reversed(range(7))}
+    assert first_pairs(many, many) == [(float(seed),) * 2 for seed in range(5)]  # cut to a planned number
+    assert first_pairs({0: 1., 1: 2.}, {1: 1., 2: 2.}) == []
 
 
 class _Config(dict):
