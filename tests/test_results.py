@@ -161,6 +161,13 @@ def test_runs_of_takes_twins_and_leaves_out_changed_and_repeated_runs(world):
     with pytest.raises(UserError): results.runs_of(results.load_records(world.root), 'nobody', 'laptop')
 
 
+def test_runs_come_in_the_order_of_their_seeds(world):
+    "Seed 2 was finished first, seed 0 last."
+    for seed in (2, 1, 0): world('one', seed, seed/10, finished=f'2026-11-2{9 - seed}T10:00:00')
+    runs = results.runs_of(results.load_records(world.root), 'one', 'laptop')
+    assert runs['seed'].tolist() == [0, 1, 2] and results.samples(runs, 'puzzle_accuracy') == [0., .1, .2]
+
+
 def test_a_lost_value_is_nan_and_an_unknown_metric_is_an_error(world):
     world('one', 0, None)
     world('one', 1, .5)
