@@ -6,7 +6,9 @@ import pytest
 
 from reasonnb.core.statistics import Interval
 from reasonnb.lab import catalogue, figures
-from reasonnb.lab.comparisons import Study, at_step, best_minus_last, curves_of, falls, fallen, late, side
+from reasonnb.lab.comparisons import (
+    Shares, Study, at_step, best_minus_last, curves_of, falls, fallen, findings, late, side, tells, title,
+)
 from reasonnb.lab.results import as_frame
 
 
@@ -20,9 +22,9 @@ def run(slug, seed, value=.5, curve=(), steps=100, **more):
 def study(monkeypatch):
     "A study of the runs given, all of them as catalogued."
     monkeypatch.setattr(catalogue, 'canonical', lambda slug, scale: slug)
-    def made(*records):
+    def made(*records, kind=Study):
         frame = as_frame([(Path(f'{number}/record.json'), record) for number, record in enumerate(records)])
-        return Study(frame.assign(changes='', canonical=frame['experiment']))
+        return kind(frame.assign(changes='', canonical=frame['experiment']))
     return made
 
 
@@ -80,3 +82,30 @@ def test_falls_are_counted_from_the_bar_on(study):
     ((.01, -.1, .2), (.1, .05, .2), 'better, seed by seed'), ((.01, -.1, .2), (-.1, -.2, -.05), 'worse, seed by seed'),
     ((.01, -.1, .2), (.1, -.05, .2), 'undecided'), ((.1, math.nan, math.nan), (.1, math.nan, math.nan), 'undecided')])
 def test_the_side_that_an_interval_takes(gap, pair, said): assert side(Interval(*gap), Interval(*pair)) == said
+
+
+@pytest.mark.parametrize('spread, said', [(.001, 'more'), (.02, 'unsure')])
+def test_three_seeds_tell_at_the_level_of_their_analysis(study, spread, said):
+    "Differences of .1 with a spread of .02: a 95 % interval is .050 to .150, that of the first analysis includes 0."
+    level, change = (.5, .2, .7), (.1 - spread, .1, .1 + spread)
+    ours = [run('ours', seed, level[seed] + change[seed]) for seed in range(3)]
+    runs = study(*ours, *(run('theirs', seed, level[seed]) for seed in range(3)))
+    assert tells(runs, 'ours', 'theirs', 'more', 'fewer', 'unsure') == said
+    assert tells(runs, 'theirs', 'ours', 'more', 'fewer', 'unsure') == said.replace('more', 'fewer')
+
+
+def test_a_title_says_which_interval_it_has(study):
+    "Seeds differ by far more than the two sides of one seed."
+    level = (.5, .2, .7)
+    runs = study(*(run('ours', seed, level[seed] + .1 + seed/1000) for seed in range(3)),
+                 *(run('theirs', seed, level[seed]) for seed in range(3)), kind=Shares)
+    assert title(runs, 'ours', 'theirs').endswith('an interval that includes zero')
+    paired = title(runs, 'ours', 'theirs', paired=True)
+    assert paired.endswith('+10.1 points (seed by seed +9.9 to +10.3)')
+
+
+def test_findings_say_which_side_solves_more(study):
+    runs = study(*(run(name, seed, value + seed/1000) for name, value in (('high', .8), ('low', .2), ('same', .2))
+                   for seed in range(3)), kind=Shares)
+    lines = findings(runs, ('high', 'low'), ('low', 'high'), ('low', 'same'), metrics={'test': ''}).splitlines()
+    assert [line.split('**')[1] for line in lines] == ['solves more than', 'solves fewer than', 'cannot be told from']

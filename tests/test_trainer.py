@@ -198,6 +198,14 @@ def test_best_checkpoint_has_the_averaged_weights_of_its_step(tmp_path):
     assert best["model"]["0.weight"].norm().item() == row["norm"]
 
 
+def test_a_train_row_is_the_mean_over_its_updates(tmp_path):
+    seen = []
+    train(tmp_path / "run", "steps=400 eval_every=0", on_step=lambda step, terms: seen.append(terms["loss"].item()))
+    rows = [row for row in RunFolder(tmp_path / "run").rows() if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(2, 401, 2))
+    assert [row["loss"] for row in rows] == pytest.approx([sum(seen[i:i + 2]) / 2 for i in range(0, 400, 2)])
+
+
 class Observed(ToyTask):
     "Has a test of its own, draws a number with every gradient, and keeps the weights at which it was asked for one."
     def __init__(self, config):
