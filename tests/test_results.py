@@ -198,7 +198,8 @@ def test_of_two_runs_with_one_seed_a_table_has_the_newer(world):
 def test_a_table_keeps_the_scales_apart(world):
     world('one', 0, .9, finished='2026-11-22T10:00:00')
     world('one', 0, .5, scale='log', folder='large')
-    assert results.table(results.load_records(world.root)).set_index('scale')['mean'].to_dict() == dict(laptop=.9, log=.5)
+    table = results.table(results.load_records(world.root))
+    assert table.set_index('scale')['mean'].to_dict() == dict(laptop=.9, log=.5)
 
 
 def test_a_change_is_what_changes_the_idea(world):

@@ -56,7 +56,8 @@ def test_generated_sets_of_other_clues_are_kept_apart(tmp_path):
 def labelled(classes, ratings):
     "Empty boards of these classes and ratings."
     boards = np.zeros((len(classes), 36), np.uint8)
-    return PuzzleSet(boards, boards, np.asarray(ratings, np.float32), np.asarray(classes, np.uint64), BOX, 'toy', 'hash')
+    columns = np.asarray(ratings, np.float32), np.asarray(classes, np.uint64)
+    return PuzzleSet(boards, boards, *columns, BOX, 'toy', 'hash')
 
 
 def test_a_held_out_side_has_as_many_boards_of_each_class():
