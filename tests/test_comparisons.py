@@ -6,7 +6,9 @@ import pytest
 
 from reasonnb.core.statistics import Interval, interval
 from reasonnb.lab import catalogue, figures
-from reasonnb.lab.comparisons import Study, at_step, best_minus_last, curves_of, falls, fallen, late, side
+from reasonnb.lab.comparisons import (
+    Shares, Study, at_step, best_minus_last, curves_of, falls, fallen, findings, late, side,
+)
 from reasonnb.lab.results import as_frame
 
 
@@ -20,9 +22,9 @@ def run(slug, seed, value=.5, curve=(), steps=100, **more):
 def study(monkeypatch):
     "A study of the runs given, all of them as catalogued."
     monkeypatch.setattr(catalogue, 'canonical', lambda slug, scale: slug)
-    def made(*records):
+    def made(*records, kind=Study):
         frame = as_frame([(Path(f'{number}/record.json'), record) for number, record in enumerate(records)])
-        return Study(frame.assign(changes='', canonical=frame['experiment']))
+        return kind(frame.assign(changes='', canonical=frame['experiment']))
     return made
 
 
@@ -94,3 +96,10 @@ def test_a_run_that_lacks_the_metric_leaves_its_pair_out(study):
     ours, theirs = [run('ours', seed, .5 + seed/10) for seed in range(3)], [run('theirs', s, .4 + s/10) for s in (1, 2)]
     pairs = study(*ours, broken, *theirs).shared('ours', 'theirs')
     assert [a - b for a, b in pairs] == pytest.approx([.1, .1])
+
+
+def test_findings_say_which_side_solves_more(study):
+    runs = study(*(run(name, seed, value + seed/1000) for name, value in (('high', .8), ('low', .2), ('same', .2))
+                   for seed in range(3)), kind=Shares)
+    lines = findings(runs, ('high', 'low'), ('low', 'high'), ('low', 'same'), metrics={'test': ''}).splitlines()
+    assert [line.split('**')[1] for line in lines] == ['solves more than', 'solves fewer than', 'cannot be told from']

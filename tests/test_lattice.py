@@ -121,3 +121,21 @@ def test_the_test_of_agreement_takes_puzzles_with_several_solutions_only(monkeyp
     solver = SimpleNamespace(box=BOX)
     assert np.array_equal(benchmark._several(solver, 0, 0), puzzles[[1, 3]])
     assert len(benchmark._several(solver, 1, 0)) == 1
+
+
+def test_what_the_network_does_not_notice_is_labelled_by_the_count():
+    "Boards with one clue, and three puzzles."
+    solver, (puzzles, _) = load_solver(BOX), generate(3, BOX, seed=2)
+    several = np.zeros((4, 36), np.uint8)
+    several[:, 0] = np.arange(1, 5)
+    for level, noticed in ((1, 0.), (3, 1.)):
+        row = benchmark.agreement_row(solver, solver.budget(agreement=level), several, puzzles)
+        assert (row['agreement'], row['n_several'], row['n_unique'], row['solved_unique']) == (level, 4, 3, 1.)
+        assert (row['noticed'], row['labelled'], row['as_solved']) == (noticed, 1., 0.)
+
+
+def test_a_table_goes_from_easy_to_hard():
+    row = dict(n=2, solved=2, wrong=0, bare_right=1, bare_wrong=0, moves=1., median_moves=1., rollouts=1., flop=1.,
+               seconds=1., seconds_alone=1., classical_per_second=1.)
+    report = dict(tiers={'mine': row, 'se11': row, 'clue17': row, 'top95': row | dict(n=0), 'easy_45_clues': row})
+    assert list(benchmark.table(report)['tier']) == ['easy_45_clues', 'clue17', 'se11', 'mine']

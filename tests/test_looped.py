@@ -1,4 +1,9 @@
 """What a looped network is given, when, and on which boards: slips that change numbers without an error."""
+import json
+import os
+import shutil
+import subprocess
+import sys
 from itertools import islice
 
 import numpy as np
@@ -9,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from reasonnb.core.gradients import accumulate_gradients
 from reasonnb.lab.catalogue import resolve
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved
+from reasonnb.systems.looped.measures import best_iteration, cells, solved
 from reasonnb.systems.looped.nested import NestedNetwork
 from reasonnb.systems.looped.recurrence import Recurrence
 from reasonnb.systems.looped.task import LoopedTask, build_task
 from reasonnb.systems.looped.transformer import LoopedTransformer, looped_loss
+from toy import REPO
 
 BOX = BoardShape(2, 2)
 SMALL = dict(d_model=16, layers=1, heads=2, d_ff=32)
@@ -112,6 +119,30 @@ def test_headline_numbers_are_read_at_the_iterations_asked_for():
     evaluated, tested = task.evaluate(), task.test()
     assert 'puzzle_accuracy@2' in evaluated and 'puzzle_accuracy@4' not in evaluated
     assert tested['cell_accuracy'] == tested['cell_accuracy@2'] != tested['cell_accuracy@4']
+
+
+def test_a_job_answers_after_more_iterations_than_it_trains(tmp_path):
+    "The command, its job notebook and the record: four iterations are trained, the eighth is the headline's."
+    for part in ('nbs/jobs', 'data/logs'): shutil.copytree(REPO/part, tmp_path/part)
+    shutil.copy(REPO/'settings.ini', tmp_path/'settings.ini')
+    env = os.environ | {'REASONNB_ROOT': str(tmp_path), 'REASONNB_DATA': str(tmp_path/'data'), 'PYTHONPATH': str(REPO),
+                        'OMP_NUM_THREADS': '1'}
+    changes = [f'--set={change}' for change in ('answer_iterations=8', 'steps=60', 'lr=2e-2')]
+    done = subprocess.run([sys.executable, '-m', 'reasonnb', 'run', 'recur_add', '--scale', 'smoke', *changes],
+                          cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path, = (tmp_path/'papermill_runs/own').rglob('record.json')
+    record = json.loads(path.read_text())
+    assert (record['config']['iterations'], record['config']['answer_iterations']) == (4, 8)
+    found = record['metrics']
+    assert found['cell_accuracy'] == found['cell_accuracy@8'] != found['cell_accuracy@4'] == cells(record)
+    assert {f'puzzle_accuracy@{n}' for n in range(1, 9)} <= set(found)
+    assert solved('easiest')(record) == found['puzzle_accuracy/rating_0']
+    assert solved('easiest', trained=True)(record) == found['puzzle_accuracy/trained_rating_0']
+    assert solved(trained=True)(record) == found['puzzle_accuracy@4']
+    assert best_iteration(record) == found['best_iteration'] / 8 <= 1
+    evaluated = [row for row in record['curve'] if row['kind'] == 'eval'][-1]
+    assert 'puzzle_accuracy@8' in evaluated and 'puzzle_accuracy@4' not in evaluated
 
 
 def test_late_batches_follow_seed_and_step_and_begin_late():

@@ -165,3 +165,18 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "record.json").write_text('{"a": ')
     with pytest.raises(UserError, match="record.json is not valid JSON"): read_json(tmp_path / "record.json")
     with pytest.raises(UserError, match="does not exist"): read_json(tmp_path / "none.json")
+
+
+def test_an_evaluation_after_the_checkpoint_is_made_again(tmp_path):
+    "The checkpoint of step 4 was written before step 4 was evaluated: that row goes, the training row of step 4 stays."
+    folder = RunFolder(tmp_path)
+    for step in range(1, 6):
+        for kind in ("train", "eval"): folder.log({"step": step, "kind": kind})
+    folder.truncate(4, 3)
+    steps = {kind: [row["step"] for row in folder.rows() if row["kind"] == kind] for kind in ("train", "eval")}
+    assert steps == {"train": [1, 2, 3, 4], "eval": [1, 2, 3]}
+
+
+def test_a_curve_keeps_five_digits():
+    record = make_record([{"step": 123_456, "kind": "train", "loss": 1.23456789, "lr": 0.000123456789}])
+    assert record["curve"] == [{"step": 123_456, "kind": "train", "loss": 1.2346, "lr": 0.00012346}]

@@ -11,6 +11,7 @@ from scipy import stats
 
 from reasonnb.core import statistics
 from reasonnb.core.config import UserError
+from reasonnb.core.sequential import first_pairs
 from reasonnb.lab import catalogue, results
 
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
@@ -69,6 +70,17 @@ def test_degenerate_samples():
     assert statistics.difference([3, 3, 3], 2) == (1, 1, 1)
     assert statistics.difference([3, 3], [1, 1]) == (2, 2, 2)
     assert nan(statistics.wilson(0, 0).value)
+
+
+def test_pairs_have_one_seed_whatever_the_order_of_the_runs():
+    "One side is shuffled and has seeds that the other has not; a seed moves its value by more than the sides differ."
+    ours = {seed: 10. * seed for seed in (4, 0, 7, 3, 1)}
+    theirs = {seed: 10. * seed + .5 for seed in (1, 2, 0, 3)}
+    assert first_pairs(ours, theirs) == [(0., .5), (10., 10.5), (30., 30.5)]
+    assert first_pairs(theirs, ours, theirs) == [(.5, 0., .5), (10.5, 10., 10.5), (30.5, 30., 30.5)]
+    many = {seed: float(seed) for seed in reversed(range(7))}
+    assert first_pairs(many, many) == [(float(seed),) * 2 for seed in range(5)]  # cut to a planned number
+    assert first_pairs({0: 1., 1: 2.}, {1: 1., 2: 2.}) == []
 
 
 class _Config(dict):
@@ -149,6 +161,13 @@ def test_runs_of_takes_twins_and_leaves_out_changed_and_repeated_runs(world):
     with pytest.raises(UserError): results.runs_of(results.load_records(world.root), 'nobody', 'laptop')
 
 
+def test_runs_come_in_the_order_of_their_seeds(world):
+    "Seed 2 was finished first, seed 0 last."
+    for seed in (2, 1, 0): world('one', seed, seed/10, finished=f'2026-11-2{9 - seed}T10:00:00')
+    runs = results.runs_of(results.load_records(world.root), 'one', 'laptop')
+    assert runs['seed'].tolist() == [0, 1, 2] and results.samples(runs, 'puzzle_accuracy') == [0., .1, .2]
+
+
 def test_a_lost_value_is_nan_and_an_unknown_metric_is_an_error(world):
     world('one', 0, None)
     world('one', 1, .5)
@@ -174,6 +193,13 @@ def test_of_two_runs_with_one_seed_a_table_has_the_newer(world):
     world('one', 0, .5, folder='older')
     row, = results.table(results.load_records(world.root)).itertuples()
     assert (row.mean, row.n) == (.9, 1)
+
+
+def test_a_table_keeps_the_scales_apart(world):
+    world('one', 0, .9, finished='2026-11-22T10:00:00')
+    world('one', 0, .5, scale='log', folder='large')
+    table = results.table(results.load_records(world.root))
+    assert table.set_index('scale')['mean'].to_dict() == dict(laptop=.9, log=.5)
 
 
 def test_a_change_is_what_changes_the_idea(world):

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
-from reasonnb.systems.lattice import benchmark
+from reasonnb.systems.lattice import benchmark, neural_solver
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_line, to_lines
 from reasonnb.sudoku.generator import generate
-from reasonnb.systems.lattice.neural_solver import checkpoints, load_solver, solve
+from reasonnb.sudoku.refutation import few_solutions
+from reasonnb.systems.lattice.neural_solver import AGREEMENT, checkpoints, load_solver, solve
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = BoardShape(2, 3)
@@ -152,6 +153,55 @@ def test_puzzles_that_are_none():
     assert 'no solution: proven by search' in done.stderr
     done = shell('--', LINES[7].replace('.', '-'))
     assert done.stdout.startswith(ANSWERS[7])
+
+
+def two_solutions():
+    "A board with two solutions: a puzzle without one of its clues."
+    for puzzle in PUZZLES:
+        for cell in np.flatnonzero(puzzle):
+            less = np.where(np.arange(36) == cell, 0, puzzle)
+            if few_solutions(less, SMALL, most=3) == 2: return less
+
+
+def test_an_answer_to_a_board_of_two_solutions_is_one_of_several():
+    board = two_solutions()
+    two, one = solve([board, PUZZLES[0]])
+    assert (two.verdict, one.verdict) == ('several', 'solved')
+    assert two.why == 'one of several solutions: counted by search' and one.why == ''
+    assert is_solved(two.answer, SMALL) and agrees(board, two.answer) and two.moves > 0
+    done = shell(to_line(board, SMALL), LINES[0])
+    assert done.exit_code == 1 and '1 several, 1 solved' in done.stderr
+    assert done.stdout == f'{to_line(two.answer, SMALL)} several\n{ANSWERS[0]} solved\n'
+    assert 'argument 1: one of several solutions' in done.stderr
+
+
+@pytest.mark.parametrize('counted, verdict', [(1, 'solved'), (None, 'solved'), (2, 'several')])
+def test_the_count_gives_the_network_no_digit(counted, verdict, monkeypatch):
+    "Whatever is counted, the answer is that of the network, at the same price; only the label differs."
+    boards = [two_solutions(), *PUZZLES[:3]]
+    network = neural_solver.reason(load_solver(SMALL).network, torch.as_tensor(np.stack(boards)).long(), SMALL,
+                                   load_solver(SMALL).budget())
+    monkeypatch.setattr(neural_solver, 'few_solutions', lambda *words, **more: counted)
+    for found, answer, moves in zip(solve(boards), network.answers, network.moves, strict=True):
+        assert (found.verdict, found.moves) == (verdict, moves) and np.array_equal(found.answer, answer)
+
+
+def test_both_commands_ask_for_the_same_agreement(monkeypatch, tmp_path):
+    asked = []
+    def search(network, puzzles, box, budget):
+        asked.append(budget.agreement)
+        return real(network, puzzles, box, budget)
+    real = neural_solver.reason
+    monkeypatch.setattr(neural_solver, 'reason', search)
+    monkeypatch.setattr(benchmark, 'measure', lambda solver, n, budget, **more: asked.append(budget.agreement))
+    lines, out = tmp_path/'lines.txt', tmp_path/'report.json'
+    lines.write_text(LINES[0])
+    for words in ((), ('--agreement', 3)):
+        assert shell(lines, *words).exit_code == 0
+        measure = ['benchmark', '--box', '2x3', '--json', '--out', out, *words]
+        assert CliRunner().invoke(app, list(map(str, measure))).exit_code == 0
+    solve(LINES[:1])
+    assert asked == [AGREEMENT, AGREEMENT, 3, 3, AGREEMENT] and AGREEMENT == 1
 
 
 @pytest.mark.parametrize('odd', [np.zeros((2, 36)), np.full((1, 36), 7), np.full((1, 36), -1),

@@ -188,25 +188,29 @@ _PUZZLES = typer.Argument(
          '- for standard input.')
 _BOX = typer.Option(help='Box shape, rows x columns, of boards for which there are two: 2x3 or 3x2.')
 _ROLLOUTS = typer.Option(min=0, help='Most rollouts side by side; 0 = 64.')
-_AGREEMENT = typer.Option(
-    min=1, help='Attempts that must give the same answer: 1 is fastest, 2 notices nearly all puzzles with several '
-                'solutions.')
+_AGREEMENT = typer.Option(min=1, help='Attempts that must give the same answer; else the first answer counts.')
 _WEIGHTS = typer.Option(help='Weights to use, with their .json beside them; else the shipped ones for the board.')
+
+def _agreement(given:int|None) -> int: # attempts that must give the same answer
+    "The number of the option, or that of all calls."
+    from reasonnb.systems.lattice.neural_solver import AGREEMENT
+    return AGREEMENT if given is None else given
 
 def solve(puzzles:Annotated[list[str], _PUZZLES],
           box:Annotated[Optional[str], _BOX]=None,
           rollouts:Annotated[int, _ROLLOUTS]=0,
-          agreement:Annotated[int, _AGREEMENT]=2,
+          agreement:Annotated[Optional[int], _AGREEMENT]=None,
           seed:Annotated[int, typer.Option(min=0, help='Seed of guesses and symmetries.')]=0,
           checkpoint:Annotated[Optional[Path], _WEIGHTS]=None,
           device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto.')]='cpu',
           json:Annotated[bool, typer.Option('--json', help='Print a line of JSON for each puzzle.')]=False,
          ):
-    """Solve Sudokus with the trained network; never with a wrong answer.
+    """Solve Sudokus with the trained network; a puzzle with one solution never gets a wrong answer.
 
     Per puzzle a line: the board and a verdict. solved: keeps the rules and all givens.
-    several: one of several solutions. abstained: not found. impossible: the givens break the rules,
-    or a bounded classical search, made before the network is called, proves that there is no solution.
+    several: the same, but one of several solutions. abstained: not found. impossible: the givens break
+    the rules, or there is no solution. A bounded classical search counts solutions before the network
+    is called; it says how many, never which.
 
     Exit codes: 0 all solved, 1 not all, 2 a mistake in what was asked, 130 interrupted.
 
@@ -219,7 +223,7 @@ def solve(puzzles:Annotated[list[str], _PUZZLES],
     reasonnb solve -- -3--9-...    (a puzzle that begins with -)
     """
     if puzzles.count('-') > 1: raise UserError('- is given twice; there is one standard input')
-    options = dict(rollouts=rollouts, agreement=agreement, seed=seed, device=device)
+    options = dict(rollouts=rollouts, agreement=_agreement(agreement), seed=seed, device=device)
     counts = _solve_all(puzzles, json, checkpoint, box=_box(box), options=options)
     if sum(counts.values()) > 1: typer.echo(', '.join(f'{n:,} {verdict}' for verdict, n in counts.items()), err=True)
     if set(counts) != {'solved'}: raise typer.Exit(1)
@@ -236,7 +240,8 @@ def _no_list(path:Path):
 _MEASURED = typer.Argument(help='Weights, with their .json beside them; else the shipped ones for --box.')
 _TIER = typer.Option(help='Only this tier; may be given several times.')
 _SINGLES = typer.Option(min=1, help='Puzzles of each tier that are timed alone.')
-_SEVERAL = typer.Option(min=0, help='Puzzles with several solutions to try, and as many with one; 0 = none.')
+_SEVERAL = typer.Option(min=0, help='Puzzles with several solutions to try with 1, 2 and 3 attempts that must '
+                                    'agree, and as many with one solution; 0 = none.')
 _DEVICE = typer.Option(help='cpu, cuda, mps or auto; single puzzles are always timed on the CPU.')
 _OUT = typer.Option(help='The report; else papermill_runs/own/figures/lattice/benchmark-NAME.json.')
 
@@ -248,7 +253,8 @@ def benchmark(checkpoint:Annotated[Optional[Path], _MEASURED]=None,
               tier:Annotated[Optional[list[str]], _TIER]=None,
               rollouts:Annotated[int, _ROLLOUTS]=0,
               singles:Annotated[int, _SINGLES]=10,
-              agreement:Annotated[int, _SEVERAL]=50,
+              agreement:Annotated[Optional[int], _AGREEMENT]=None,
+              several:Annotated[int, _SEVERAL]=50,
               seed:Annotated[int, typer.Option(min=0, help='Seed of the samples and of the guesses.')]=0,
               device:Annotated[str, _DEVICE]='cpu',
               out:Annotated[Optional[Path], _OUT]=None,
@@ -269,9 +275,10 @@ def benchmark(checkpoint:Annotated[Optional[Path], _MEASURED]=None,
     from reasonnb.systems.lattice.neural_solver import load_solver
     if checkpoint: _no_list(checkpoint)
     solver = load_solver(None if checkpoint else _box(box), checkpoint, device)
-    report = measured.measure(solver, 0 if everything else n, solver.budget(rollouts, seed=seed),
-                              tiers=tuple(tier or ()) or None, singles=singles, agreement=agreement, seed=seed,
-                              path=out, again=again, say=lambda text: typer.echo(text, err=True))
+    budget = solver.budget(rollouts, _agreement(agreement), seed)
+    report = measured.measure(solver, 0 if everything else n, budget, tiers=tuple(tier or ()) or None,
+                              singles=singles, several=several, seed=seed, path=out, again=again,
+                              say=lambda text: typer.echo(text, err=True))
     if json: return typer.echo(js.dumps(report))
     typer.echo(measured.table(report).to_string(index=False))
     if report['agreement']: typer.echo('\n' + measured.agreement_table(report).round(3).to_string(index=False))
