@@ -43,7 +43,7 @@ class Chains:
     rules: Tensor  # rule penalty without weight, (boards, chains)
     latents: Tensor  # z, (boards, chains, d_latent)
     rule_weight: float  # weight of the rules at the end
-    path: dict[str, Tensor]  # z_norm, energy, rules, grad_norm and cell answers by kept step, (kept, boards, chains)
+    path: dict[str, Tensor]  # z_norm, energy, rules, grad_norm, answers, latents at kept steps, (kept, boards, chains, ...)
     steps: tuple[int, ...]  # numbers of the kept steps, 0 = the start
 
     def choose(self, by:str='lowest', # 'lowest' energy with the rules, 'bare' without, 'rules' alone, or 'random'
@@ -102,7 +102,7 @@ def _descend(model:LatentNetwork, puzzles:Tensor, # (boards, cells)
         weight, kind = c.rule_weight * (1 + 2 * done), c.inference_energy
         gradient, energy, rules, digits = _step(model, context, z, boards, kind=kind, weight=weight)
         _refuse_nan(energy + rules, step, c.chains)
-        if step in keep: path.append([*map(by_board, (z.norm(dim=1), energy, rules, gradient.norm(dim=1), digits))])
+        if step in keep: path.append([*map(by_board, (z.norm(dim=1), energy, rules, gradient.norm(dim=1), digits, z))])
         if step == c.langevin_steps: break
         z = z - c.step_size * gradient
         if done < 1 - c.quiet_share: z = z + c.langevin_noise * (1 - done) * draw(z.shape)
@@ -125,5 +125,5 @@ def solve(model:LatentNetwork, # in training mode or not; it is left as it was
     finally: model.train(training)
     ends = [torch.cat(part) for part in zip(*(part[:4] for part in parts))]
     path = [torch.cat(part, 1) for part in zip(*(part[4:] for part in parts))]
-    names = 'z_norm', 'energy', 'rules', 'grad_norm', 'answers'
+    names = 'z_norm', 'energy', 'rules', 'grad_norm', 'answers', 'latents'
     return Chains(*ends, rule_weight=3 * c.rule_weight, path=dict(zip(names, path)), steps=kept)
