@@ -108,18 +108,19 @@ def chain_metrics(chains:Chains, # chains of a solver
                   puzzles:Tensor, # (boards, cells) digits, 0 = blank
                   solutions:Tensor, # (boards, cells) digits
                   box:BoardShape, # shape of the board
+                  whole:bool=True, # the path at all kept steps, not only at its ends
                  ) -> dict[str, float]:
     "Accuracies by choice of a chain, and the averages of all chains along the path (name@step)."
     lowest, found = chains.choose('lowest'), {}
     for by, prefix in (('lowest', ''), ('random', 'random_'), ('bare', 'bare_'), ('rules', 'rules_')):
         found |= prefixed(prefix, accuracies(chains.choose(by), puzzles, solutions))
     found['constraint_satisfaction'] = constraint_satisfaction(lowest, box)
-    for name in ('z_norm', 'energy', 'rules', 'grad_norm'):
-        means = chains.path[name].flatten(1).mean(1).tolist()
-        found |= {f'{name}@{step}': value for step, value in zip(chains.steps, means)}
-    every = puzzles.repeat_interleave(chains.answers.shape[1], 0), solutions.repeat_interleave(chains.answers.shape[1], 0)
-    for step, answers in zip(chains.steps, chains.path['answers']):
-        found |= {f'{name}@{step}': value for name, value in accuracies(answers.flatten(0, 1), *every).items()}
+    kept = range(len(chains.steps)) if whole else {0, len(chains.steps) - 1}
+    every = [boards.repeat_interleave(chains.answers.shape[1], 0) for boards in (puzzles, solutions)]
+    for i in kept:
+        at = {name: chains.path[name][i].mean().item() for name in ('z_norm', 'energy', 'rules', 'grad_norm')}
+        at |= accuracies(chains.path['answers'][i].flatten(0, 1), *every)
+        found |= {f'{name}@{chains.steps[i]}': value for name, value in at.items()}
     return found | dict(n=len(puzzles))
 
 # %% ../../../nbs/systems/energy/05_measures.ipynb #fa2bc462

@@ -101,8 +101,8 @@ class EnergyTask(Answers):
         puzzles, solutions = self.boards('test', self.config.control_puzzles)
         bare = self.chains(puzzles, rule_weight=0.)
         rules = self.chains(puzzles, inference_energy='none')
-        found = prefixed('langevin_no_rules_', chain_metrics(bare, puzzles, solutions, self.box))
-        found |= prefixed('langevin_only_rules_', chain_metrics(rules, puzzles, solutions, self.box))
+        found = prefixed('langevin_no_rules_', chain_metrics(bare, puzzles, solutions, self.box, whole=False))
+        found |= prefixed('langevin_only_rules_', chain_metrics(rules, puzzles, solutions, self.box, whole=False))
         states = rules.path['latents'][1:].transpose(0, 1).flatten(1, 2)  # of step 0 none, (boards, states, d_latent)
         return found | correlation_metrics(self.model, states, puzzles, solutions)
 
