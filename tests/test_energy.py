@@ -79,6 +79,14 @@ def test_a_step_goes_down_the_gradient_of_both_terms():
     assert found.rule_weight == 6  # the weight triples on the way
 
 
+def test_no_step_is_a_forward_pass_from_the_prior():
+    model, (puzzles, _) = build_model(SMOKE).eval(), boards(4)
+    c = SMOKE.replace(langevin_steps=0, chains=1)
+    found, logits = solve(model, puzzles, c, seed=3), measures.honest_answers(model, puzzles, c, seed=3)['prior']
+    assert torch.equal(found.answers[:, 0], logits.argmax(-1) + 1) and found.steps == (0,)
+    assert 'langevin_cell_accuracy@0' in EnergyTask(c.replace(langevin_puzzles=4)).test()
+
+
 def test_noise_ends_before_the_chain_does():
     model, (puzzles, _) = build_model(SMOKE), boards(3)
     c = SMOKE.replace(langevin_steps=8, step_size=0., langevin_noise=1., quiet_share=.25)
@@ -216,7 +224,7 @@ def test_bug_1_scrambles_what_is_called_right():
 
 
 def test_bug_1_is_seen_by_its_metric():
-    found = [EnergyTask(SMOKE.replace(layout=layout)).evaluate()['target_match']
+    found = [EnergyTask(SMOKE.replace(layout=layout)).test()['target_match']
              for layout in ('digit_last', 'digit_first')]
     assert found[0] == 1 > .6 > found[1]
 

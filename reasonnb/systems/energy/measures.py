@@ -108,11 +108,12 @@ def chain_metrics(chains:Chains, # chains of a solver
                   puzzles:Tensor, # (boards, cells) digits, 0 = blank
                   solutions:Tensor, # (boards, cells) digits
                   box:BoardShape, # shape of the board
-                  whole:bool=True, # the path at all kept steps, not only at its ends
+                  whole:bool=True, # all choices and all kept steps; else the lowest, a random one, and both ends
                  ) -> dict[str, float]:
     "Accuracies by choice of a chain, and the averages of all chains along the path (name@step)."
     lowest, found = chains.choose('lowest'), {}
-    for by, prefix in (('lowest', ''), ('random', 'random_'), ('bare', 'bare_'), ('rules', 'rules_')):
+    for by in ('lowest', 'random', 'bare', 'rules') if whole else ('lowest', 'random'):
+        prefix = '' if by == 'lowest' else f'{by}_'
         found |= prefixed(prefix, accuracies(chains.choose(by), puzzles, solutions))
     found['constraint_satisfaction'] = constraint_satisfaction(lowest, box)
     kept = range(len(chains.steps)) if whole else {0, len(chains.steps) - 1}
