@@ -27,7 +27,7 @@ def _deal(puzzles:PuzzleSet, *sizes:int, seed:int=0) -> list[PuzzleSet]:
 
 def make_sides(c:EnergyConfig, # names the data set, the split and the sizes
               ) -> dict[str, PuzzleSet]: # 'train', 'validation', 'test'
-    "The three sides of the data; no puzzle is on two of them, with split='class' no class of training grids is held out."
+    "The three sides of the data: no puzzle on two of them; with split='class' no training class is held out."
     if c.split == 'class' and c.box != (2, 2): return make_splits(c)
     everything = load(c.data, box=BoardShape(*c.box), n=c.puzzles or None, seed=0)
     wanted = c.validation_puzzles + c.test_puzzles

@@ -24,7 +24,7 @@ def inference_energy(model:LatentNetwork, # network whose weights stay as they a
                      z:Tensor, # (chains, d_latent)
                      puzzles:Tensor, # (chains, cells) digits, 0 = blank
                      kind:str='self_consistent', # learned term, one of ENERGIES; 'none' is the rules alone
-                    ) -> tuple[Tensor, Tensor, Tensor]: # learned term (chains,), rules (chains,), digits (chains, cells)
+                    ) -> tuple[Tensor, Tensor, Tensor]: # learned term and rules (chains,), digits (chains, cells)
     "Both terms of the energy of each z, and the board that it decodes to."
     if kind not in ENERGIES: raise unknown('inference energy', kind, ENERGIES)
     logits = model.decoder(context, z, puzzles)
@@ -43,7 +43,7 @@ class Chains:
     rules: Tensor  # rule penalty without weight, (boards, chains)
     latents: Tensor  # z, (boards, chains, d_latent)
     rule_weight: float  # weight of the rules at the end
-    path: dict[str, Tensor]  # z_norm, energy, rules, grad_norm, answers, latents at kept steps, (kept, boards, chains, ...)
+    path: dict[str, Tensor]  # z_norm, energy, rules, grad_norm, answers, latents: (kept, boards, chains, ...)
     steps: tuple[int, ...]  # numbers of the kept steps, 0 = the start
 
     def choose(self, by:str='lowest', # 'lowest' energy with the rules, 'bare' without, 'rules' alone, or 'random'
