@@ -65,8 +65,7 @@ def _mix(x, sets, cells, matrices, bias, said, said_cells, out, places):
 @compiled
 def _bend(p, value, slope, flat):
     "p (1 + tanh p), its derivative minus 1, and 1 - tanh^2, all `(candidates, width)`."
-    p, value, slope, flat = p.ravel(), value.ravel(), slope.ravel(), flat.ravel()
-    f = p.dtype.type
+    p, value, slope, flat, f = p.ravel(), value.ravel(), slope.ravel(), flat.ravel(), p.dtype.type
     for i in range(p.shape[0]):
         z = min(max(p[i], f(-7.9)), f(7.9))
         s = z * z
@@ -74,8 +73,8 @@ def _bend(p, value, slope, flat):
         over = (over * s - f(8.60467152213735e-11)) * s + f(5.12229709037114e-08)
         over = ((over * s + f(1.48572235717979e-05)) * s + f(6.37261928875436e-04)) * s + f(4.89352455891786e-03)
         under = (f(1.19825839466702e-06) * s + f(1.18534705686654e-04)) * s + f(2.26843463243900e-03)
-        t = z * over / (under * s + f(4.89352518554385e-03))
-        e = 1 - t * t
+        t = np.true_divide(z * over, under * s + f(4.89352518554385e-03))  # checks nothing, so that it is vectorised
+        e = f(1) - t * t
         value[i] = p[i] + p[i] * t
         slope[i] = t + p[i] * e
         flat[i] = e
@@ -216,7 +215,7 @@ def _add_columns(rows, out):
 def _return(room, adjoint, before, turned, down, places, of_matrices, of_bias, of_down, of_down_bias):
     "The adjoint back through the blocks; derivatives of the weights are added. The result is in `adjoint`."
     narrow, broad, of_sets, of_cells, wide_sets, wide_cells = room
-    nothing, inner = np.zeros(narrow.shape[3], narrow.dtype), broad[0, len(turned)]
+    nothing, inner, f = np.zeros(narrow.shape[3], narrow.dtype), broad[0, len(turned)], narrow.dtype.type
     extra, turned_extra = np.empty_like(of_matrices[0, 0]), np.empty_like(of_down[0])
     for layer in range(len(turned) - 1, -1, -1):
         p, value, slope, flat, h = broad[0, layer], broad[1, layer], broad[2, layer], broad[3, layer], broad[4, layer]
@@ -224,7 +223,7 @@ def _return(room, adjoint, before, turned, down, places, of_matrices, of_bias, o
         np.dot(adjoint, down[layer], inner)
         for i in range(len(p)):
             for j in range(p.shape[1]):
-                curved = 2 * flat[i, j] * (1 + p[i, j] - value[i, j])
+                curved = f(2) * flat[i, j] * (f(1) + p[i, j] - value[i, j])
                 inner[i, j] += inner[i, j] * slope[i, j] + curved * h[i, j] * moved[i, j]
         sets, cells = wide_sets[1, layer], wide_cells[1, layer]
         _add_up(inner.reshape(cells.shape[0], -1), places, sets, cells)
@@ -246,7 +245,7 @@ def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (
     "Derivative of `of_energy . energies + tangent . gradients` in the input and in all weights."
     layers, digits = len(matrices), x.shape[1] // places.shape[1]
     room = _room(layers, digits, places, x.shape[2], matrices.shape[2], x)
-    narrow = room[0]
+    narrow, f = room[0], x.dtype.type
     for board in range(len(x)):
         narrow[0, 0], narrow[2, 0] = x[board], tangent[board]
         _ahead(room, matrices, bias, down, down_bias, places)
@@ -257,7 +256,7 @@ def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (
         top, value, slope, flat = narrow[0, layers], narrow[3, 0], narrow[3, 1], narrow[4, 0]
         for i in range(len(adjoint)):
             for j in range(len(head)):
-                curved = 2 * flat[i, j] * (1 + top[i, j] - value[i, j])
+                curved = f(2) * flat[i, j] * (f(1) + top[i, j] - value[i, j])
                 adjoint[i, j] = head[j] * curved * moved[i, j] + weight * g[i, j]
                 of_head[j] += moved[i, j] + moved[i, j] * slope[i, j]
         for j in range(len(head)):
