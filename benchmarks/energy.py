@@ -17,8 +17,9 @@ import torch, typer
 
 from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate
-from reasonnb.systems.energy import board_energy
-from reasonnb.systems.energy.board_energy import BoardEnergy, energy_flop, logit_gradient, set_sums
+from reasonnb.systems.energy import blocks
+from reasonnb.systems.energy.blocks import set_sums
+from reasonnb.systems.energy.board_energy import BoardEnergy, energy_flop, logit_gradient
 from reasonnb.systems.energy.descent_training import descent_loss
 
 SIZES = {'4x4': (BoardShape(2, 2), 64), '6x6': (BoardShape(2, 3), 32), '9x9': (BoardShape(3, 3), 8)}
@@ -27,10 +28,10 @@ SIZES = {'4x4': (BoardShape(2, 2), 64), '6x6': (BoardShape(2, 3), 32), '9x9': (B
 @contextmanager
 def without_kernels():
     "Inside, the fused gradient is made of tensor operations."
-    kept = board_energy._Kernels.applies
-    board_energy._Kernels.applies = staticmethod(lambda x: False)
+    kept = blocks._Kernels.applies
+    blocks._Kernels.applies = staticmethod(lambda x: False)
     try: yield
-    finally: board_energy._Kernels.applies = kept
+    finally: blocks._Kernels.applies = kept
 
 
 def products(model, box, batch):

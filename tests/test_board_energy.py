@@ -8,7 +8,7 @@ from reasonnb.core.config import UserError
 from reasonnb.sudoku.board import BoardShape, is_solved
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.symmetry import symmetry
-from reasonnb.systems.energy import board_energy
+from reasonnb.systems.energy import blocks
 from reasonnb.systems.energy.board_energy import WAYS, BoardEnergy, energy_flop, logit_gradient
 from reasonnb.systems.energy.descent import centred_noise, descend, descent_flop, descent_step, noise_at
 from reasonnb.systems.energy.descent_training import descent_loss, own_rollouts, rollout_lengths
@@ -112,7 +112,7 @@ def test_kernels_compute_what_the_tensor_operations_do(box, monkeypatch):
     expected, found = (updates(network(), 'fused', box, dtype) for dtype in (torch.float64, torch.float32))
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     called = []
-    monkeypatch.setattr(board_energy.kernels, 'derivatives', lambda *arrays: called.append(1))
+    monkeypatch.setattr(blocks.kernels, 'derivatives', lambda *arrays: called.append(1))
     updates(network(), 'fused', box, torch.float32)
     assert len(called) == 4  # a step each; the energies of the contrastive term are tensor operations
 
