@@ -226,8 +226,9 @@ class _Tensors:
 def _arrays(head:Tensor, blocks:list[Block]) -> tuple: # arrays in the order the kernels take them
     "Weights of all blocks, stacked."
     matrices = torch.stack([torch.stack(block.mix) for block in blocks])
-    rest = (torch.stack(parts) for parts in zip(*(block[1:] for block in blocks)))
-    return tuple(part.detach().numpy() for part in (matrices, matrices.mT.contiguous(), *rest, head))
+    bias, down, down_bias = (torch.stack(parts) for parts in zip(*(block[1:] for block in blocks)))
+    turned, lowering = matrices.mT.contiguous(), down.mT.contiguous()
+    return tuple(part.detach().numpy() for part in (matrices, turned, bias, down, lowering, down_bias, head))
 
 def _boards(x:Tensor) -> np.ndarray: # (batch, candidates, width)
     "A tensor of candidates as the kernels take it."
@@ -249,8 +250,8 @@ class _Kernels:
     @staticmethod
     def derivatives(kept:tuple, of_energy:Tensor, tangent:Tensor, head:Tensor, blocks:list[Block]) -> list[Tensor]:
         "Derivatives in input, head, and the weights of the blocks."
-        x, (matrices, turned, *vectors, of_head, places) = kept
-        found = [np.zeros_like(array) for array in (matrices, *vectors, of_head)]
+        x, (matrices, _, bias, down, _, down_bias, _, _) = kept
+        found = [np.zeros_like(array) for array in (matrices, bias, down, down_bias, head.detach().numpy())]
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         sizes = of_energy.contiguous().numpy()
         kernels.derivatives(_boards(x), sizes, _boards(tangent), *kept[1], _boards(of_x), *found)

@@ -42,15 +42,15 @@ def _add_up(x, places, sets, cells):
 @compiled
 def _mix(x, sets, cells, matrices, bias, said, said_cells, out, places):
     "Own vector and sums, each through its matrix; `said` and `said_cells` are what sets and cells say."
-    digits, wide, heard = x.shape[0] // cells.shape[0], matrices.shape[1], out.reshape(cells.shape[0], -1)
+    digits, wide, heard = x.shape[0] // cells.shape[0], matrices.shape[2], out.reshape(cells.shape[0], -1)
     a, b, rows = places[1, 0], places[2, 0], sets.shape[0]
     flat, told = sets.reshape(rows * digits, -1), said.reshape(rows * digits, -1)
     starts = (0, a, b, places[4, 0], rows)
     for k, which in enumerate((1, 2, 4, 5)):
         first, last = starts[k] * digits, starts[k + 1] * digits
-        np.dot(flat[first:last], matrices[which].T, told[first:last])
-    np.dot(cells, matrices[3].T, said_cells)
-    np.dot(x, matrices[0].T, out)
+        np.dot(flat[first:last], matrices[which], told[first:last])
+    np.dot(cells, matrices[3], said_cells)
+    np.dot(x, matrices[0], out)
     for cell in range(cells.shape[0]):
         own, of_cell = heard[cell], said_cells[cell]
         for k in range(5):
@@ -94,27 +94,27 @@ def _room(layers, digits, places, width, wide, like):
     return narrow, broad, of_sets, of_cells, wide_sets, wide_cells
 
 @compiled
-def _ahead(room, matrices, bias, down, down_bias, places):
+def _ahead(room, turned, bias, lowering, down_bias, places):
     "The blocks, one after the other; the first x is there already."
     narrow, broad, of_sets, of_cells, wide_sets, wide_cells = room
-    for layer in range(len(matrices)):
+    for layer in range(len(turned)):
         x, after = narrow[0, layer], narrow[0, layer + 1]
         sets, cells = of_sets[0, layer], of_cells[0, layer]
         _add_up(x.reshape(cells.shape[0], -1), places, sets, cells)
-        _mix(x, sets, cells, matrices[layer], bias[layer], wide_sets[2, layer], wide_cells[2, layer],
+        _mix(x, sets, cells, turned[layer], bias[layer], wide_sets[2, layer], wide_cells[2, layer],
              broad[0, layer], places)
         _bend(broad[0, layer], broad[1, layer], broad[2, layer], broad[3, layer])
-        np.dot(broad[1, layer], down[layer].T, after)
+        np.dot(broad[1, layer], lowering[layer], after)
         for i in range(len(x)):
             for j in range(x.shape[1]):
                 after[i, j] += x[i, j] + down_bias[layer, j]
 
 @compiled
-def _back(room, turned, down, places):
+def _back(room, matrices, down, places):
     "The way back; the gradient at the output of the last block is there already."
     narrow, broad, of_sets, of_cells, wide_sets, wide_cells = room
     nothing = np.zeros(narrow.shape[3], narrow.dtype)
-    for layer in range(len(turned) - 1, -1, -1):
+    for layer in range(len(matrices) - 1, -1, -1):
         g, before, h, k = narrow[1, layer + 1], narrow[1, layer], broad[4, layer], broad[5, layer]
         np.dot(g, down[layer], h)
         slope = broad[2, layer]
@@ -123,7 +123,7 @@ def _back(room, turned, down, places):
                 k[i, j] = h[i, j] + h[i, j] * slope[i, j]
         sets, cells = wide_sets[0, layer], wide_cells[0, layer]
         _add_up(k.reshape(cells.shape[0], -1), places, sets, cells)
-        _mix(k, sets, cells, turned[layer], nothing, of_sets[2, layer], of_cells[2, layer], before, places)
+        _mix(k, sets, cells, matrices[layer], nothing, of_sets[2, layer], of_cells[2, layer], before, places)
         for i in range(len(g)):
             for j in range(g.shape[1]):
                 before[i, j] += g[i, j]
@@ -146,7 +146,8 @@ def _top(room, head, layers):
 def gradients(x, # (batch, candidates, width) input of the blocks
               matrices, # (layers, 6, hidden, width): own, across, along, cell, line, square, for sums
               turned, # (layers, 6, width, hidden), the same transposed
-              bias, down, down_bias, head, # (layers, hidden), (layers, width, hidden), (layers, width), (width,)
+              bias, down, lowering, # (layers, hidden), (layers, width, hidden), the same transposed
+              down_bias, head, # (layers, width), (width,)
               places, # (5, cells) of `set_places`
               energies, found, # filled: (batch,) energy, (batch, candidates, width) gradient at x
              ):
@@ -155,26 +156,26 @@ def gradients(x, # (batch, candidates, width) input of the blocks
     room = _room(layers, digits, places, x.shape[2], matrices.shape[2], x)
     for board in range(len(x)):
         room[0][0, 0] = x[board]
-        _ahead(room, matrices, bias, down, down_bias, places)
+        _ahead(room, turned, bias, lowering, down_bias, places)
         energies[board] = (_top(room, head, layers) * head).sum()
-        _back(room, turned, down, places)
+        _back(room, matrices, down, places)
         found[board] = room[0][1, 0]
 
 # %% ../../../nbs/systems/energy/10_kernels.ipynb #c45a155e
 @compiled
-def _push(room, matrices, down, places):
+def _push(room, turned, lowering, places):
     "A tangent through the blocks; the first is there already."
     narrow, broad, of_sets, of_cells, wide_sets, wide_cells = room
     nothing = np.zeros(broad.shape[3], broad.dtype)
-    for layer in range(len(matrices)):
+    for layer in range(len(turned)):
         x, after, hidden, value = narrow[2, layer], narrow[2, layer + 1], broad[6, layer], broad[7, layer]
         sets, cells, slope = of_sets[1, layer], of_cells[1, layer], broad[2, layer]
         _add_up(x.reshape(cells.shape[0], -1), places, sets, cells)
-        _mix(x, sets, cells, matrices[layer], nothing, wide_sets[2, layer], wide_cells[2, layer], hidden, places)
+        _mix(x, sets, cells, turned[layer], nothing, wide_sets[2, layer], wide_cells[2, layer], hidden, places)
         for i in range(len(hidden)):
             for j in range(hidden.shape[1]):
                 value[i, j] = hidden[i, j] + hidden[i, j] * slope[i, j]
-        np.dot(value, down[layer].T, after)
+        np.dot(value, lowering[layer], after)
         for i in range(len(x)):
             for j in range(x.shape[1]):
                 after[i, j] += x[i, j]
@@ -212,12 +213,12 @@ def _add_columns(rows, out):
             out[j] += rows[i, j]
 
 @compiled
-def _return(room, adjoint, before, turned, down, places, of_matrices, of_bias, of_down, of_down_bias):
+def _return(room, adjoint, before, matrices, down, places, of_matrices, of_bias, of_down, of_down_bias):
     "The adjoint back through the blocks; derivatives of the weights are added. The result is in `adjoint`."
     narrow, broad, of_sets, of_cells, wide_sets, wide_cells = room
-    nothing, inner, f = np.zeros(narrow.shape[3], narrow.dtype), broad[0, len(turned)], narrow.dtype.type
+    nothing, inner, f = np.zeros(narrow.shape[3], narrow.dtype), broad[0, len(matrices)], narrow.dtype.type
     extra, turned_extra = np.empty_like(of_matrices[0, 0]), np.empty_like(of_down[0])
-    for layer in range(len(turned) - 1, -1, -1):
+    for layer in range(len(matrices) - 1, -1, -1):
         p, value, slope, flat, h = broad[0, layer], broad[1, layer], broad[2, layer], broad[3, layer], broad[4, layer]
         moved = broad[6, layer]
         np.dot(adjoint, down[layer], inner)
@@ -231,7 +232,7 @@ def _return(room, adjoint, before, turned, down, places, of_matrices, of_bias, o
         _add_products(narrow[1, layer + 1], broad[7, layer], adjoint, value, of_down[layer], turned_extra)
         _add_columns(inner, of_bias[layer])
         _add_columns(adjoint, of_down_bias[layer])
-        _mix(inner, sets, cells, turned[layer], nothing, of_sets[2, layer], of_cells[2, layer], before, places)
+        _mix(inner, sets, cells, matrices[layer], nothing, of_sets[2, layer], of_cells[2, layer], before, places)
         for i in range(len(adjoint)):
             for j in range(adjoint.shape[1]):
                 adjoint[i, j] += before[i, j]
@@ -239,7 +240,7 @@ def _return(room, adjoint, before, turned, down, places, of_matrices, of_bias, o
 # %% ../../../nbs/systems/energy/10_kernels.ipynb #3a05a3a6
 @compiled
 def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (batch, candidates, width)
-                matrices, turned, bias, down, down_bias, head, places, # as for `gradients`
+                matrices, turned, bias, down, lowering, down_bias, head, places, # as for `gradients`
                 of_x, of_matrices, of_bias, of_down, of_down_bias, of_head, # filled or added to
                ):
     "Derivative of `of_energy . energies + tangent . gradients` in the input and in all weights."
@@ -248,10 +249,10 @@ def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (
     narrow, f = room[0], x.dtype.type
     for board in range(len(x)):
         narrow[0, 0], narrow[2, 0] = x[board], tangent[board]
-        _ahead(room, matrices, bias, down, down_bias, places)
+        _ahead(room, turned, bias, lowering, down_bias, places)
         total, weight = _top(room, head, layers), of_energy[board]
-        _back(room, turned, down, places)
-        _push(room, matrices, down, places)
+        _back(room, matrices, down, places)
+        _push(room, turned, lowering, places)
         adjoint, moved, g = of_x[board], narrow[2, layers], narrow[1, layers]
         top, value, slope, flat = narrow[0, layers], narrow[3, 0], narrow[3, 1], narrow[4, 0]
         for i in range(len(adjoint)):
@@ -261,4 +262,4 @@ def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (
                 of_head[j] += moved[i, j] + moved[i, j] * slope[i, j]
         for j in range(len(head)):
             of_head[j] += weight * total[j]
-        _return(room, adjoint, narrow[4, 1], turned, down, places, of_matrices, of_bias, of_down, of_down_bias)
+        _return(room, adjoint, narrow[4, 1], matrices, down, places, of_matrices, of_bias, of_down, of_down_bias)
