@@ -2,15 +2,17 @@
 
     python benchmarks/energy.py [--rounds N]
 
-Everything is interleaved in every round and checked to agree. An update is the loss of six unrolled steps and its
+Everything is interleaved in every round. An update is the loss of six unrolled steps and its
 derivative in all weights: with `autograd` the gradient of the energy is recorded and differentiated twice, `explicit`
 differentiates the gradient written by hand once, `tensors` has its derivative by hand as well, `fused` is that in
-compiled kernels. A step is one gradient, nothing recorded; its products are bare matrix products of the same sizes.
+compiled kernels. They are checked to agree over two steps; over six, an untrained descent is so sensitive that
+autograd in float32 is half a per cent away from itself in float64. A step is one gradient, nothing recorded; its products are bare matrix products of the same sizes.
 CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds with their quartiles.
 Prints a table and writes it to benchmarks/energy.json.
 """
 import json, platform, statistics, time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch, typer
@@ -48,21 +50,22 @@ def products(model, box, batch):
 
 
 def calls(box, batch, steps=6):
-    "Name -> computation; the four updates agree."
+    "Name -> computation, and operations of a step; the four updates agree."
     torch.manual_seed(0)
     model = BoardEnergy()
     puzzles, solutions = map(torch.as_tensor, generate(batch, box, seed=0))
     u = .5 * torch.randn(batch, box.cells, box.N)
-    def update(way):
+    def update(way, steps=steps):
         model.zero_grad()
         descent_loss(model, puzzles, solutions, u, box, steps=steps, way=way)['loss'].backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
-    def tensors():
-        with without_kernels(): return update('fused')
-    made = {way: lambda way=way: update(way) for way in ('autograd', 'explicit', 'fused')} | dict(tensors=tensors)
-    expected = made['autograd']()
+    def tensors(**words):
+        with without_kernels(): return update('fused', **words)
+    made = {way: partial(update, way) for way in ('autograd', 'explicit', 'fused')} | dict(tensors=tensors)
+    expected = made['autograd'](steps=2)
     for run in made.values():
-        torch.testing.assert_close(run() / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
+        error = (run(steps=2) - expected).abs().max() / expected.abs().max()
+        assert error < 1e-5, f'{run} is off by {error:.1e}'
     with torch.no_grad(): condition = model.condition(puzzles, box)
     def step():
         with torch.no_grad(): return logit_gradient(model, condition, u)
