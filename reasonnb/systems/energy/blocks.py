@@ -6,7 +6,7 @@
 __all__ = ['Sums', 'set_sums', 'Matrices', 'mix', 'Bent', 'bend', 'half_curvature', 'Block', 'Passed', 'ahead', 'Returned',
            'back', 'energy_and_gradient', 'Moved', 'fused']
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #9c04906c
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #5b92dba8
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from ...sudoku.board import BoardShape
 from . import kernels
 from .kernels import set_places
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #fa5269d3
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #2ccc8b9b
 class Sums(NamedTuple):
     "Sums of candidate vectors over the sets they belong to."
     across: Tensor  # rows inside a box, (batch, bands, rows, stacks, digits, width)
@@ -33,7 +33,7 @@ def set_sums(x:Tensor) -> Sums: # `(batch, bands, rows, stacks, columns, digits,
     across, along = x.sum(4), x.sum(2)
     return Sums(across, along, x.sum(5), across.sum(3), along.sum(1), across.sum(2))
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #1ddece19
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #777f8c3b
 class Matrices(NamedTuple):
     "Matrices of a mix, `(out, in)` each."
     own: Tensor
@@ -62,7 +62,7 @@ def mix(x:Tensor, # (batch, bands, rows, stacks, columns, digits, in)
     mixed += F.linear(sums.cell, w.cell).unsqueeze(5)
     return mixed
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #9405c2c1
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #fe66ac49
 class Bent(NamedTuple):
     "The nonlinearity and what its derivatives need, of the shape of its input."
     value: Tensor  # p (1 + tanh p)
@@ -79,7 +79,7 @@ def half_curvature(p:Tensor, bent:Bent) -> Tensor:
     "Half of the second derivative."
     return torch.addcmul(bent.flat, bent.flat, p - bent.value)
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #e124a071
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #25541ca3
 class Block(NamedTuple):
     "Weights of a block for one box shape."
     mix: Matrices  # (hidden, width); those of sets divided by the size of the set
@@ -111,7 +111,7 @@ def ahead(x:Tensor, # (batch, bands, rows, stacks, columns, digits, width)
         x = _down(x, tape[-1].bent.value, block) + block.down_bias
     return x, tape
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #6919266d
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #f6955bd7
 class Returned(NamedTuple):
     "What a block leaves behind on the way back."
     g: Tensor  # gradient at its output
@@ -142,7 +142,7 @@ def energy_and_gradient(x:Tensor, # (batch, bands, rows, stacks, columns, digits
     g, _ = back(torch.addcmul(head, head, bent.slope), blocks, tape)
     return bent.value.flatten(1, -2).sum(1) @ head, g
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #2aa5ecb3
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #9361e4bc
 def _pair(a:Tensor, x:Tensor, # (..., out), (..., in)
           b:Tensor, y:Tensor, # (..., out), (..., in)
          ) -> Tensor: # (out, in)
@@ -173,7 +173,7 @@ def _push(dx:Tensor, blocks:list[Block], tape:list[Passed]) -> tuple[Tensor, lis
         dx = _down(dx, found[-1].dvalue, block)
     return dx, found
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #320e0706
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #6772512a
 def _block_derivative(adjoint:Tensor, # at the output of the block
                       block:Block, passed:Passed, returned:Returned, moved:Moved,
                      ) -> tuple[Tensor, list[Tensor]]: # adjoint at its input, derivatives of its weights
@@ -195,7 +195,7 @@ def _blocks(flat:tuple[Tensor, ...]) -> list[Block]:
     "The inverse of `_flat`."
     return [Block(Matrices(*flat[i:i + 6]), *flat[i + 6:i + 9]) for i in range(0, len(flat), 9)]
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #0e30150a
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #79328966
 class _Tensors:
     "The fused gradient in tensor operations: any device, any type of number."
     @staticmethod
@@ -222,7 +222,7 @@ class _Tensors:
             of_weights = found + of_weights
         return [adjoint, of_head, *of_weights]
 
-# %% ../../../nbs/systems/energy/11_blocks.ipynb #833ffb8a
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #a5ab51f3
 def _arrays(head:Tensor, blocks:list[Block]) -> tuple: # arrays in the order the kernels take them
     "Weights of all blocks, stacked."
     matrices = torch.stack([torch.stack(block.mix) for block in blocks])
@@ -234,6 +234,7 @@ def _boards(x:Tensor) -> np.ndarray: # (batch, candidates, width)
     "A tensor of candidates as the kernels take it."
     return x.detach().contiguous().numpy().reshape(len(x), -1, x.shape[-1])
 
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #1c8ed98a
 class _Kernels:
     "The fused gradient compiled, for float32 on a CPU."
     @staticmethod
@@ -259,6 +260,7 @@ class _Kernels:
         weights = [part for layer in zip(of_matrices, *of_rest) for part in (*layer[0], *layer[1:])]
         return [of_x, of_head, *weights]
 
+# %% ../../../nbs/systems/energy/11_blocks.ipynb #452129b7
 class _Fused(torch.autograd.Function):
     "`energy_and_gradient` with its derivative written by hand; can be differentiated once."
     @staticmethod

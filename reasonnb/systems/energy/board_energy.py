@@ -6,7 +6,7 @@
 __all__ = ['WAYS', 'Mixing', 'Condition', 'check_puzzles', 'ruled_out', 'BoardEnergy', 'soft_board', 'logit_gradient',
            'energy_flop']
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #dd7e7a0a
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #a465f542
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from ...core.config import UserError, unknown
 from ...sudoku.board import BoardShape, box_for
 from .blocks import Block, Matrices, ahead, bend, energy_and_gradient, fused
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #f19a56a1
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #b7898d02
 class Mixing(nn.Module):
     "Parameters of a block; the same for every box shape."
     def __init__(self, width:int, hidden:int):
@@ -46,7 +46,7 @@ class Condition(NamedTuple):
         parts = (part.repeat_interleave(chains, 0) for part in (self.start, self.given, self.free))
         return Condition(self.box, *parts, self.blocks)
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #5ecb9913
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #9157fa94
 def check_puzzles(puzzles:Tensor, # (batch, cells) digits, 0 = blank
                   box:BoardShape|None, # None: the usual one
                  ) -> BoardShape:
@@ -73,7 +73,7 @@ def ruled_out(given:Tensor, # (batch, cells, digits) clues, one-hot
     near = sum(sets.amax(dims, keepdim=True) for dims in ((3, 4), (1, 2), (2, 4), (5,)))
     return (near.clamp(max=1) * (1 - sets)).view(given.shape)
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #ac5f945d
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #aa3764ae
 class BoardEnergy(nn.Module):
     "E(puzzle, q), one number a board, invariant under all symmetries of sudoku and with weights for any box shape."
     def __init__(self, width:int=16, # numbers of a candidate
@@ -117,7 +117,7 @@ class BoardEnergy(nn.Module):
         x, _ = ahead(self.embed(condition, q, q * q.clamp(min=1e-30).log()), condition.blocks)
         return bend(x).value.flatten(1, -2).sum(1) @ self.head
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #0cfc7f67
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #009056e6
 WAYS = ('fused', 'explicit', 'autograd')
 
 def soft_board(condition:Condition, u:Tensor) -> tuple[Tensor, Tensor]: # q and log q, (batch, cells, digits) each
@@ -136,6 +136,7 @@ def _by_autograd(model:BoardEnergy, condition:Condition, u:Tensor) -> tuple[Tens
         gradient, = torch.autograd.grad(energy.sum(), u, create_graph=record)
     return energy, gradient
 
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #fb381bd9
 def logit_gradient(model:BoardEnergy,
                    condition:Condition, # of the puzzles
                    u:Tensor, # logits, (batch, cells, digits)
@@ -151,7 +152,7 @@ def logit_gradient(model:BoardEnergy,
     of_q = of_q + of_qlogq * (logs + 1)
     return energy, q * (of_q - (q * of_q).sum(-1, keepdim=True)) * condition.free
 
-# %% ../../../nbs/systems/energy/12_board_energy.ipynb #864df4e5
+# %% ../../../nbs/systems/energy/12_board_energy.ipynb #574fa677
 def energy_flop(model:BoardEnergy, # of any size
                 box:BoardShape, # shape of the board
                ) -> float: # floating-point operations of one energy, one board

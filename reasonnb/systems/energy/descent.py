@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['noise_at', 'centred_noise', 'descent_step', 'Solved', 'descend', 'descent_flop']
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #32571b4f
+# %% ../../../nbs/systems/energy/13_descent.ipynb #c67ce5a4
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from ...sudoku.board import BoardShape, agrees, is_solved
 from .board_energy import BoardEnergy, Condition, check_puzzles, energy_flop, logit_gradient
 from .board_energy import soft_board
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #2854f7d6
+# %% ../../../nbs/systems/energy/13_descent.ipynb #5bb6fc15
 def noise_at(step:int, # from 0
              steps:int, # of the whole descent
              noise:float, # standard deviation at the first step, in logits
@@ -43,7 +43,7 @@ def descent_step(model:BoardEnergy,
     energy, gradient = logit_gradient(model, condition, u, way)
     return u - model.log_step.exp() * gradient, energy
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #56e2760d
+# %% ../../../nbs/systems/energy/13_descent.ipynb #d330a799
 class Solved(NamedTuple):
     "Boards that descent found, and all that it went by."
     boards: Tensor  # of the chain with the lowest energy, (puzzles, cells) digits from 1
@@ -60,7 +60,7 @@ class Solved(NamedTuple):
         "Solved boards."
         return self.boards * self.solved[:, None]
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #996f40ef
+# %% ../../../nbs/systems/energy/13_descent.ipynb #933032b8
 def _check_request(puzzles:Tensor, box:BoardShape|None, steps:int, chains:int, noise:float) -> BoardShape:
     "The box shape; `UserError` for a request that makes no sense."
     if steps < 1: raise UserError(f'steps={steps}: a descent has at least one step')
@@ -82,7 +82,7 @@ def _finite(energies:Tensor, # (puzzles, chains)
     raise UserError(f'energy of puzzle {first + puzzle}, chain {chain} is {float(energies[puzzle, chain])}: '
                     'the weights are damaged or the step is too long')
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #96c7e636
+# %% ../../../nbs/systems/energy/13_descent.ipynb #0b93cdac
 def _run(model:BoardEnergy, puzzles:Tensor, box:BoardShape, rngs:list[torch.Generator], *, steps:int, chains:int,
          noise:float, start:float, keep:bool) -> tuple[Tensor, Tensor, list]:
     "Last soft boards and energies of all chains, and the way there if asked for."
@@ -102,7 +102,7 @@ def _certainty(q:Tensor, puzzles:Tensor, chains:int) -> Tensor: # (puzzles, chai
     sure = torch.where(blank, q.amax(-1), 0).sum(-1) / blank.sum(-1).clamp(min=1)
     return torch.where(blank.any(-1), sure, 1).view(-1, chains)
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #de0f18a1
+# %% ../../../nbs/systems/energy/13_descent.ipynb #576ab46e
 @torch.no_grad()
 def descend(model:BoardEnergy, # trained
             puzzles:Tensor, # (puzzles, cells) digits, 0 = blank
@@ -134,7 +134,7 @@ def descend(model:BoardEnergy, # trained
     good = is_solved(lowest, box) & agrees(puzzles, lowest)
     return Solved(lowest, good, energies, chosen, boards, certainty, trajectory, falls)
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #56bfe916
+# %% ../../../nbs/systems/energy/13_descent.ipynb #928809ed
 def _stacked(way:list, chains:int) -> list[Tensor|None]:
     "Trajectory and energies of a block, or nothing."
     if not way: return [None, None]
@@ -147,7 +147,7 @@ def _joined(found:list) -> list[Tensor|None]:
     joined = [torch.cat(column) for column in columns[:3]]
     return joined + [None if column[0] is None else torch.cat(column, 1) for column in columns[3:]]
 
-# %% ../../../nbs/systems/energy/13_descent.ipynb #7698e5a3
+# %% ../../../nbs/systems/energy/13_descent.ipynb #444325aa
 def descent_flop(model:BoardEnergy, # of any size
                  box:BoardShape, # shape of the board
                  steps:int, # steps of a chain

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['blank_loss', 'rollout_lengths', 'own_rollouts', 'contrast_loss', 'descent_loss']
 
-# %% ../../../nbs/systems/energy/14_descent_training.ipynb #4770a3fd
+# %% ../../../nbs/systems/energy/14_descent_training.ipynb #4825a8cd
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ...sudoku.board import BoardShape
 from .board_energy import BoardEnergy, Condition, soft_board
 from .descent import centred_noise, descent_step
 
-# %% ../../../nbs/systems/energy/14_descent_training.ipynb #b07dcaa2
+# %% ../../../nbs/systems/energy/14_descent_training.ipynb #7121af70
 def blank_loss(condition:Condition, # of the puzzles
                u:Tensor, # logits, (batch, cells, digits)
                solutions:Tensor, # (batch, cells) digits from 1
@@ -25,7 +25,7 @@ def blank_loss(condition:Condition, # of the puzzles
     blank = condition.free.flatten()
     return (each * blank).sum() / blank.sum().clamp(min=1)
 
-# %% ../../../nbs/systems/energy/14_descent_training.ipynb #53021b4a
+# %% ../../../nbs/systems/energy/14_descent_training.ipynb #9c4b9854
 def rollout_lengths(batch:int, # boards
                     share:float, # of them that start further down
                     longest:int, # steps
@@ -52,7 +52,7 @@ def own_rollouts(model:BoardEnergy,
         u[:far], _ = descent_step(model, part, u[:far])
     return u
 
-# %% ../../../nbs/systems/energy/14_descent_training.ipynb #db6d6188
+# %% ../../../nbs/systems/energy/14_descent_training.ipynb #b69f46d7
 def contrast_loss(model:BoardEnergy, condition:Condition,
                   u:Tensor, # logits that descent ended with, (batch, cells, digits)
                   solutions:Tensor, # (batch, cells) digits from 1
@@ -64,6 +64,7 @@ def contrast_loss(model:BoardEnergy, condition:Condition,
     each = F.softplus(model.energy(condition, true) - model.energy(condition, q))
     return (each * wrong).sum() / wrong.sum().clamp(min=1)
 
+# %% ../../../nbs/systems/energy/14_descent_training.ipynb #03316e84
 def descent_loss(model:BoardEnergy,
                  puzzles:Tensor, # (batch, cells) digits, 0 = blank
                  solutions:Tensor, # (batch, cells) digits from 1

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['set_places', 'gradients', 'derivatives']
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #cf9d6f79
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #15633865
 import numpy as np
 
 from ...core.compiled import compiled
 from ...sudoku.board import BoardShape
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #bee0271e
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #2b6b8101
 def set_places(box:BoardShape # shape of the board
               ) -> np.ndarray: # (5, cells) row of the array of sets
     "Where a cell's part of a row, part of a column, row, column and box are."
@@ -38,7 +38,7 @@ def _add_up(x, places, sets, cells):
             for j in range(width):
                 of_cell[j] += part[j]
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #2ed0b692
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #b82e10d0
 @compiled
 def _mix(x, sets, cells, matrices, bias, said, said_cells, out, places):
     "Own vector and sums, each through its matrix; `said` and `said_cells` are what sets and cells say."
@@ -62,6 +62,7 @@ def _mix(x, sets, cells, matrices, bias, said, said_cells, out, places):
             for j in range(wide):
                 part[j] += of_cell[j] + bias[j]
 
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #bbb07761
 @compiled
 def _bend(p, value, slope, flat):
     "p (1 + tanh p), its derivative minus 1, and 1 - tanh^2, all `(candidates, width)`."
@@ -79,7 +80,7 @@ def _bend(p, value, slope, flat):
         slope[i] = t + p[i] * e
         flat[i] = e
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #e002f83f
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #eb2fa9e5
 @compiled
 def _room(layers, digits, places, width, wide, like):
     "Arrays for one board: of each block x, sums; hidden, value, slope, flat, g, h, k and sums; and what sets say."
@@ -109,6 +110,7 @@ def _ahead(room, turned, bias, lowering, down_bias, places):
             for j in range(x.shape[1]):
                 after[i, j] += x[i, j] + down_bias[layer, j]
 
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #983e7c08
 @compiled
 def _back(room, matrices, down, places):
     "The way back; the gradient at the output of the last block is there already."
@@ -128,7 +130,7 @@ def _back(room, matrices, down, places):
             for j in range(g.shape[1]):
                 before[i, j] += g[i, j]
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #c9a118eb
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #f3923e63
 @compiled
 def _top(room, head, layers):
     "Energy of the last block's output, and the gradient there; the nonlinearity's parts stay in `narrow`."
@@ -142,6 +144,7 @@ def _top(room, head, layers):
             g[i, j] = head[j] + head[j] * slope[i, j]
     return total
 
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #ebcb09c2
 @compiled
 def gradients(x, # (batch, candidates, width) input of the blocks
               matrices, # (layers, 6, hidden, width): own, across, along, cell, line, square, for sums
@@ -161,7 +164,7 @@ def gradients(x, # (batch, candidates, width) input of the blocks
         _back(room, matrices, down, places)
         found[board] = room[0][1, 0]
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #c45a155e
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #733606fe
 @compiled
 def _push(room, turned, lowering, places):
     "A tangent through the blocks; the first is there already."
@@ -188,6 +191,7 @@ def _add_products(a, x, b, y, out, extra):
     np.dot(b.T, y, extra)
     out += extra
 
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #77fd9918
 @compiled
 def _add_matrices(layer, room, inner, places, of_matrices, extra):
     "Derivatives of the matrices of a mix, added."
@@ -204,7 +208,7 @@ def _add_matrices(layer, room, inner, places, of_matrices, extra):
     _add_products(wide_cells[0, layer], of_cells[1, layer], wide_cells[1, layer], of_cells[0, layer],
                   of_matrices[3], extra)
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #8e27a62a
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #ca49286a
 @compiled
 def _add_columns(rows, out):
     "out += sum of the rows."
@@ -212,6 +216,7 @@ def _add_columns(rows, out):
         for j in range(len(out)):
             out[j] += rows[i, j]
 
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #5417fb77
 @compiled
 def _return(room, adjoint, before, matrices, down, places, of_matrices, of_bias, of_down, of_down_bias):
     "The adjoint back through the blocks; derivatives of the weights are added. The result is in `adjoint`."
@@ -237,7 +242,7 @@ def _return(room, adjoint, before, matrices, down, places, of_matrices, of_bias,
             for j in range(adjoint.shape[1]):
                 adjoint[i, j] += before[i, j]
 
-# %% ../../../nbs/systems/energy/10_kernels.ipynb #3a05a3a6
+# %% ../../../nbs/systems/energy/10_kernels.ipynb #8f6a7af4
 @compiled
 def derivatives(x, of_energy, tangent, # (batch, candidates, width), (batch,), (batch, candidates, width)
                 matrices, turned, bias, down, lowering, down_bias, head, places, # as for `gradients`
