@@ -1,13 +1,14 @@
-"""What an update through the descent of a board energy costs: by hand against autograd, and against its matrix products.
+"""What an update through the descent of a board energy costs: by hand, by autograd, and as bare matrix products.
 
     python benchmarks/energy.py [--rounds N]
 
-Everything is interleaved in every round. An update is the loss of six unrolled steps and its
-derivative in all weights: with `autograd` the gradient of the energy is recorded and differentiated twice, `explicit`
-differentiates the gradient written by hand once, `tensors` has its derivative by hand as well, `fused` is that in
-compiled kernels. They are checked to agree over two steps; over six, an untrained descent is so sensitive that
-autograd in float32 is half a per cent away from itself in float64. A step is one gradient, nothing recorded; its products are bare matrix products of the same sizes.
-CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds with their quartiles.
+Everything is interleaved in every round. An update is the loss of six unrolled steps and its derivative in all
+weights: with `autograd` the gradient of the energy is recorded and differentiated twice, `explicit` differentiates the
+gradient written by hand once, `tensors` has its derivative by hand as well, `fused` is that in compiled kernels. They
+are checked to agree over two steps; over six, an untrained descent is so sensitive that autograd in float32 is half a
+per cent away from itself in float64. A step is one gradient, nothing recorded; its products are bare matrix products
+of the same sizes. CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds with
+their quartiles.
 Prints a table and writes it to benchmarks/energy.json.
 """
 import json, platform, statistics, time

@@ -1,4 +1,4 @@
-"""The energy of a soft board: symmetric, with a gradient that is right in every way to it, and a descent that solves."""
+"""The energy of a soft board: symmetric, with one gradient whichever way it is computed, and a descent that solves."""
 import numpy as np
 import pytest
 import torch
