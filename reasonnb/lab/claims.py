@@ -140,9 +140,8 @@ def judged(claim:dict, test:ClaimTest, rows:list[list[dict]], metric:str) -> Fin
         return Finding(judge(relation, effect), *effect, n, 0, f'against {bar:g}')
     if relation in ('diverges', 'collapses', 'holds'):
         default = {'diverges': lambda record: diverged(record, metric)}.get(relation, collapsed)
-        truths = [(test.left or default)(row[0]) for row in rows]
-        if test.pair: truths = [test.pair(*row) > 0 for row in rows]
-        return judge_rate(truths)
+        if test.pair: return judge_rate([test.pair(*row) > 0 for row in rows])
+        return judge_rate([(test.left or default)(row[0]) for row in rows])
     left, right = values(claim, test, rows, metric)
     if relation == 'solves_none':
         log_n = reported(claim['left'], claim['metric']).of

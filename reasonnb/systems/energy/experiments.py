@@ -38,7 +38,7 @@ _RUN_2 = at(dict(train_puzzles=8_000_000, validation_puzzles=500_000, test_puzzl
                  eval_every=15_625), laptop=dict(train_puzzles=0))
 _LATE_RATE = dict(log=dict(lr=1e-4), h200=dict(lr=2e-4), laptop=dict(lr=7e-4), smoke=dict(lr=1e-3))
 _LONGER = dict(log=dict(lr=1e-4, steps=781_250), h200=dict(lr=2e-4, steps=15_000, eval_every=1_500),
-               laptop=dict(lr=7e-4, steps=3_750, eval_every=375), smoke=dict(lr=1e-3, steps=50, eval_every=25))
+               laptop=dict(lr=7e-4, steps=7_500, eval_every=375), smoke=dict(lr=1e-3, steps=50, eval_every=25))
 RUN_2 = (
     Experiment('energy_run2', 'energy_run1', dict(latent='projected'), _RUN_2),
     *(Experiment(f'energy_run2_{name}', 'energy_run2') for name in
@@ -57,7 +57,7 @@ RUN_2 = (
 # %% ../../../nbs/systems/energy/09_experiments.ipynb #8feb4132
 _RUN_3 = dict(log=dict(batch_size=2_048, lr=6e-4, steps=78_125, eval_every=3_907),
               h200=dict(batch_size=8_192, lr=1.2e-3, steps=1_500, eval_every=150),
-              laptop=dict(batch_size=256, lr=4e-3, steps=375, eval_every=19),
+              laptop=dict(batch_size=256, lr=4e-3, steps=750, eval_every=38),
               smoke=dict(batch_size=32, lr=6e-3, steps=10, eval_every=5))
 _NAMES = 'batch_size', 'lr', 'steps', 'eval_every'
 _BACK = {scale: {name: SCALES[scale][name] for name in _NAMES} for scale in _RUN_3 if scale != 'log'}

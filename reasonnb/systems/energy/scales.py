@@ -17,7 +17,7 @@ SCALES = {
                            eval_every=10, lr=3e-3),
     'laptop': _SMALL | dict(puzzles=20_000, test_puzzles=1_000, validation_puzzles=500, d_model=64, layers=2, heads=4,
                             d_ff=256, d_latent=32, d_predictor=128, decoder_layers=2, decoder_heads=4, d_cell=32,
-                            batch_size=64, steps=1_500, eval_every=150, lr=2e-3),
+                            batch_size=64, steps=3_000, eval_every=150, lr=2e-3, warmup=600),
     'h200': dict(data='generated', puzzles=300_000, clues=(28, 45), symmetries=True, train_puzzles=0,
                  test_puzzles=2_000, validation_puzzles=1_000, langevin_puzzles=1_000, control_puzzles=200,
                  batch_size=2_048, steps=6_000, eval_every=600, lr=6e-4, precision='bfloat16'),
