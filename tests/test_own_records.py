@@ -75,8 +75,9 @@ def populate(scale='laptop'):
     for seed in range(3):
         for slug, loss in (('start', .5), ('fast', .1)):
             run = plan(slug, scale, seed)
-            write(run, loss + seed/100, reference(run))
-            write(run, .6 - loss + seed/100)
+            more = (seed if slug == 'start' else (1, 0, 2)[seed])/100  # no pair is quite like another
+            write(run, loss + more, reference(run))
+            write(run, .6 - loss + more)
     write(plan('start', scale, 0, 'rate=0.2'), .3)
 
 

@@ -183,7 +183,9 @@ def times(left:str, # experiment
           level:float=.95, # confidence level
          ) -> Interval: # left over right
     "CPU seconds of an update over those of another, side by side in one process, from `benchmarks/step_times.py`."
-    table = pd.read_csv(shipped('data/step_times.csv'))
+    path = shipped('data/step_times.csv')
+    if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
+    table = pd.read_csv(path)
     rows = table[(table['left'] == left) & (table['right'] == right)]
     if rows.empty: raise UserError(f'data/step_times.csv has no rows of {left} and {right}; see benchmarks')
     found = interval(np.log(rows['left_seconds'] / rows['right_seconds']), level)
