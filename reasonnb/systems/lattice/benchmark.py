@@ -71,7 +71,7 @@ def alone(solver:Solver,
           budget:SearchBudget,
          ) -> list[float]: # CPU seconds of each
     "Puzzles one at a time, on one CPU thread; CPU seconds, so that other jobs matter little."
-    threads, device, found = torch.get_num_threads(), next(solver.network.parameters()).device, []
+    threads, device, found = torch.get_num_threads(), solver.device, []
     try:
         torch.set_num_threads(1)
         solver.network.cpu()
@@ -91,8 +91,8 @@ def verdicts(solver:Solver,
              say:Callable=lambda text: None, # gets lines of progress
             ) -> tuple[list, dict]: # one `Reasoned` for each batch, counts and means
     "Solve many boards; count verdicts and what they cost."
-    on_cpu = next(solver.network.parameters()).device.type == 'cpu'
-    clock = time.process_time if on_cpu else time.perf_counter  # other work of a machine is not the solver's
+    # other work of a machine is not the solver's
+    clock = time.process_time if solver.device.type == 'cpu' else time.perf_counter
     found, start, size = [], clock(), budget.batch
     for first in range(0, len(puzzles), size):
         found.append(reason(solver.network, torch.as_tensor(puzzles[first:first + size]).long(), solver.box, budget))

@@ -107,6 +107,9 @@ class Solver(NamedTuple):
     def box(self) -> BoardShape: return BoardShape(*self.config.box)
 
     @property
+    def device(self) -> torch.device: return next(self.network.parameters()).device
+
+    @property
     def flop(self) -> float:
         "Floating-point operations of a move."
         return lattice_flop(self.network, self.config.loops)
@@ -119,11 +122,10 @@ class Solver(NamedTuple):
         own = self.config.budget()
         if rollouts < 0: raise UserError(f'rollouts={rollouts}: must be at least 1, or 0 for the usual number')
         stages = (*(n for n in _ROLLOUTS if n < rollouts), rollouts) if rollouts else _ROLLOUTS
-        on_cpu = next(self.network.parameters()).device.type == 'cpu'
         search = dict(self.about['search'])
         deep = {k: search.pop(k) for k in ('backtrack_depth', 'threshold_decay') if k in search}
         return replace(own, rollouts=stages, max_moves=_MAX_MOVES, moves=replace(own.moves, **search), **deep,
-                       agreement=agreement, seed=seed, batch=512 if on_cpu else 8192)
+                       agreement=agreement, seed=seed, batch=512 if self.device.type == 'cpu' else 8192)
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #b3cea74a
 def _read_pair(path:Path, # path of the weights
