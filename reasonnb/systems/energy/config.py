@@ -17,7 +17,6 @@ from ...sudoku.data_config import ALL, Data
 @dataclass(frozen=True, kw_only=True)
 class EnergyConfig(Data):
     "Settings of a run of an energy network; defaults are those of the log's Run 2."
-    network: Literal['latent', 'descent'] = 'latent'  # latent: that of the log
     data: str = 'kaggle_9m'  # data set, a name that datasets.load knows
     difficulty: tuple[float, float] = ALL  # easiest and hardest puzzle used, in the data set's rating
     split: Literal['puzzle', 'class'] = 'puzzle'  # what no two sides share; class: solution-grid classes
