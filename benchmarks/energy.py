@@ -20,10 +20,10 @@ import torch, typer
 
 from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate
-from reasonnb.systems.energy import blocks
-from reasonnb.systems.energy.blocks import set_sums
-from reasonnb.systems.energy.board_energy import BoardEnergy, energy_flop, logit_gradient
-from reasonnb.systems.energy.descent_training import descent_loss
+from reasonnb.systems.descent import blocks
+from reasonnb.systems.descent.blocks import set_sums
+from reasonnb.systems.descent.board_energy import BoardEnergy, energy_flop, logit_gradient
+from reasonnb.systems.descent.losses import descent_loss
 
 SIZES = {'4x4': (BoardShape(2, 2), 64), '6x6': (BoardShape(2, 3), 32), '9x9': (BoardShape(3, 3), 8)}
 

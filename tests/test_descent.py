@@ -8,10 +8,10 @@ from reasonnb.core.config import UserError
 from reasonnb.sudoku.board import BoardShape, is_solved
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.symmetry import symmetry
-from reasonnb.systems.energy import blocks
-from reasonnb.systems.energy.board_energy import WAYS, BoardEnergy, energy_flop, logit_gradient
-from reasonnb.systems.energy.descent import centred_noise, descend, descent_flop, descent_step, noise_at
-from reasonnb.systems.energy.descent_training import descent_loss, own_rollouts, rollout_lengths
+from reasonnb.systems.descent import blocks
+from reasonnb.systems.descent.board_energy import WAYS, BoardEnergy, energy_flop, logit_gradient
+from reasonnb.systems.descent.chains import centred_noise, descend, descent_flop, descent_step, noise_at
+from reasonnb.systems.descent.losses import descent_loss, own_rollouts, rollout_lengths
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPES = [BoardShape(2, 2), BoardShape(2, 3), BoardShape(3, 2), BoardShape(3, 3)]
@@ -192,7 +192,7 @@ def test_a_puzzle_without_solution_is_not_solved_and_any_solution_counts(trained
 
 def test_chains_of_a_puzzle_do_not_depend_on_the_others(trained):
     model, puzzles, _ = trained
-    settings = dict(steps=6, chains=3, noise=.3, seed=5)
+    settings = dict(steps=2, chains=3, noise=.3, seed=5)  # so few that the starts still show
     whole, few = descend(model, puzzles[:7], block=4, **settings), descend(model, puzzles[:3], block=1, **settings)
     torch.testing.assert_close(whole.energies[:3], few.energies, atol=1e-3, rtol=1e-4)
     other = descend(model, puzzles[:3], **settings | dict(seed=6))
