@@ -50,7 +50,8 @@ def title(slug:str # of an experiment or a section
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
 SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',
-           'reasonnb.systems.equilibrium.experiments', 'reasonnb.systems.energy.experiments')
+           'reasonnb.systems.equilibrium.experiments', 'reasonnb.systems.energy.experiments',
+           'reasonnb.systems.descent.experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM

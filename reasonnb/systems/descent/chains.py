@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.config import UserError
 from ...sudoku.board import BoardShape, agrees, is_solved
-from .board_energy import BoardEnergy, Condition, check_puzzles, energy_flop, logit_gradient
+from .board_energy import BoardEnergy, Condition, FreeLoop, check_puzzles, energy_flop
 from .board_energy import soft_board
 
 # %% ../../../nbs/systems/descent/03_chains.ipynb #5bb6fc15
@@ -38,10 +38,10 @@ def descent_step(model:BoardEnergy,
                  condition:Condition, # of the chains
                  u:Tensor, # logits, (batch, cells, digits)
                  way:str='fused', # of the gradient, one of WAYS
-                ) -> tuple[Tensor, Tensor]: # logits after the step; energy before it, (batch,)
+                ) -> tuple[Tensor, Tensor]: # logits after the step; energy (or score) before it, (batch,)
     "One step downhill; differentiable."
-    energy, gradient = logit_gradient(model, condition, u, way)
-    return u - model.log_step.exp() * gradient, energy
+    score, direction = model.direction(condition, u, way)
+    return u - model.log_step.exp() * direction, score
 
 # %% ../../../nbs/systems/descent/03_chains.ipynb #d330a799
 class Solved(NamedTuple):
@@ -89,10 +89,10 @@ def _run(model:BoardEnergy, puzzles:Tensor, box:BoardShape, rngs:list[torch.Gene
     condition, kept = model.condition(puzzles, box).repeat(chains), []
     u = centred_noise(condition, start, *rngs)
     for step in range(steps):
-        before, (u, energy) = u, descent_step(model, condition, u)
+        before, (u, energy) = u, descent_step(model, model.at_level(condition, 1 - step / steps), u)
         if keep: kept.append((soft_board(condition, before)[0], energy))
         if size := noise_at(step, steps, noise): u = u + centred_noise(condition, size, *rngs)
-    energy, _ = logit_gradient(model, condition, u)
+    energy, _ = model.direction(condition, u, 'fused')
     q, _ = soft_board(condition, u)
     return q, energy, [*kept, (q, energy)] if keep else []
 
@@ -152,5 +152,6 @@ def descent_flop(model:BoardEnergy, # of any size
                  box:BoardShape, # shape of the board
                  steps:int, # steps of a chain
                 ) -> float: # floating-point operations of one chain
-    "A gradient for each step, and one energy at the end."
-    return (2 * steps + 1) * energy_flop(model, box)
+    "A gradient for each step, and one energy at the end; half of that without an energy."
+    ways = 1 if isinstance(model, FreeLoop) else 2
+    return (ways * steps + 1) * energy_flop(model, box)
