@@ -79,7 +79,10 @@ RUN_3 = (
                     langevin_steps=0), _BACK),
     Experiment('energy_next_langevin', 'energy_next_forward', dict(langevin_steps=50)),
 )
-EXPERIMENTS = RUN_1 + RUN_2 + RUN_3
+_SHORT = dict(laptop=dict(steps=1_500, eval_every=75))
+EXPERIMENTS = RUN_1 + RUN_2 + RUN_3 + (
+    Experiment('energy', 'energy_next_langevin', at=_SHORT, note='All three changes at half the updates: the leak in '
+               'the forward pass, and chains that solve boards without the solution.'),)
 SYSTEM = System(
     name='energy', logs=('sudoku_energy',), config=EnergyConfig, scales=SCALES, experiments=EXPERIMENTS,
     build='reasonnb.systems.energy.task:build_task', job='jobs/energy.ipynb', metrics=METRICS, claims=CLAIMS)
