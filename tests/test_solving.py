@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from reasonnb.systems.lattice import benchmark, neural_solver
+from reasonnb.sudoku import solving
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_line, to_lines
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.refutation import few_solutions
@@ -181,7 +182,7 @@ def test_the_count_gives_the_network_no_digit(counted, verdict, monkeypatch):
     boards = [two_solutions(), *PUZZLES[:3]]
     network = neural_solver.reason(load_solver(SMALL).network, torch.as_tensor(np.stack(boards)).long(), SMALL,
                                    load_solver(SMALL).budget())
-    monkeypatch.setattr(neural_solver, 'few_solutions', lambda *words, **more: counted)
+    monkeypatch.setattr(solving, 'few_solutions', lambda *words, **more: counted)
     for found, answer, moves in zip(solve(boards), network.answers, network.moves, strict=True):
         assert (found.verdict, found.moves) == (verdict, moves) and np.array_equal(found.answer, answer)
 

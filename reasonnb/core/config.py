@@ -255,3 +255,4 @@ class System:
     metrics: dict[str, str] = field(default_factory=dict)  # metric of claims.csv -> metric of records
     claims: dict[str, Any] = field(default_factory=dict)  # claim id -> its `core.claimtest.ClaimTest`
     commands: tuple[Callable, ...] = Deferred(())  # functions that `reasonnb` offers beside its own commands
+    solver: Any = Deferred(None)  # what `reasonnb solve --by` uses, a `sudoku.solving.SolverKind`, if it has one

@@ -23,11 +23,12 @@ from ...core.paths import expand
 from ...core.records import environment, plain, read_json, write_json
 from ...core.statistics import wilson
 from ...sudoku.board import BoardShape
+from ...sudoku.solving import count_solutions, label
 from ...sudoku.splits import make_splits
 from ...sudoku.datasets import PuzzleSet, load
 from .search import SearchBudget, reason
 from ...sudoku.solver import prove
-from .neural_solver import Solver, count_solutions, label
+from .neural_solver import Solver
 
 # %% ../../../nbs/systems/lattice/09_benchmark.ipynb #ebe751d9
 TIERS = ('easy_45_clues', 'medium_35_clues', 'hard_25_clues', 'se_easy', 'se_medium', 'se_hard', 'se_diabolical',

@@ -109,7 +109,7 @@ class _Told:
     def see(self, found):
         "Note which boxes were taken, and whether others would have been better."
         from reasonnb.sudoku.board import BoardShape
-        from reasonnb.systems.lattice.neural_solver import fits
+        from reasonnb.sudoku.solving import fits
         rows, cols, N = found.box.rows, found.box.cols, found.box.N
         if rows == cols or self.box and self.box.cells == found.box.cells: return
         if found.box not in self.shapes:
@@ -154,7 +154,8 @@ def _solve_all(arguments:list[str], # puzzles, parts of them, files and '-'
                options:dict, # rollouts, agreement, seed and device, as for `solve`
               ) -> dict[str, int]: # verdict -> number of puzzles
     "Print what is found, as it is found."
-    from reasonnb.systems.lattice.neural_solver import checkpoints, load_solver, solve_lines, solver_shape
+    from reasonnb.systems.lattice.neural_solver import checkpoints, load_solver, solve_lines
+    from reasonnb.sudoku.solving import solver_shape
     from reasonnb.sudoku.values import SIDES
     boxes = [load_solver(None, checkpoint).box] if checkpoint else list(checkpoints())
     counts, told = {}, _Told(box)
