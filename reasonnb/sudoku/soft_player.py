@@ -106,8 +106,8 @@ g.setTransform(g.r,0,0,g.r,0,0);g.globalAlpha=1}
 
 # %% ../../nbs/sudoku/23_soft_player.ipynb #9a9e0022
 _JS_CHART = '''
-function chart(canvas,t){var g=fit(canvas,K>1?170:250),w=canvas.clientWidth,h=canvas.clientHeight,left=42,low=h-24,top=10;
-var wide=w-left-12;
+function chart(canvas,t){var g=fit(canvas,K>1?170:250),w=canvas.clientWidth,h=canvas.clientHeight,left=42;
+var low=h-24,top=10,wide=w-left-12;
 function px(t){var i=frame(t),f=t-i,s=F.times;return left+wide*(s[i]*(1-f)+s[i+1]*f)/s[T-1]}
 function py(v){return low-(low-top)*v}
 function at(k,t){var i=frame(t),f=t-i;return F.heights[k][i]*(1-f)+F.heights[k][i+1]*f}
@@ -133,16 +133,21 @@ function one(name){return root.querySelector(name)}
 var play=one(".rn-bar button"),slider=one("input"),says=one("p"),fact=root.querySelectorAll(".rn-facts span"),
 chains=Array.from(root.querySelectorAll(".rn-chains button")),pace=[],turn=0;
 function minus(x,n){return x.toFixed(n).replace("-","\\u2212")}
-function words(now,end){if(!now[1]){if(now[0]===blanks.length){return end?"Solved: no row, column or box holds a digit "+
-"twice. The energy led here; no rule was checked on the way.":"Every blank is settled and no digit stands twice."}
-return end?"Not settled: some cells still waver between digits.":"Every candidate has a share; the energy moves them all at once."}
-return (end?"Not solved: ":"")+now[1]+" of "+3*N+" rows, columns and boxes hold a digit twice"+
-(end?(shown===F.chosen?".":", and the energy stays "+minus(energy(shown,t)-energy(F.chosen,t),2)+" above the lowest chain."):".")}
+function words(now,end){var open=blanks.length-now[0];
+if(now[1]){return (end?"Not solved: ":"")+now[1]+" of "+3*N+" rows, columns and boxes hold a digit twice"+
+(end?(shown===F.chosen?"":", and the energy stays "+minus(energy(shown,t)-energy(F.chosen,t),2)+
+" above the lowest chain"):"")+"."}
+if(open===0){return end?"Solved: no row, column or box holds a digit twice. The energy led here; "+
+"no rule was checked on the way.":"Every blank is settled, and no digit stands twice."}
+if(end){return "Not settled: "+open+" blanks still waver between digits."}
+return now[0]?"No digit stands twice; "+open+" blanks are open.":
+"Every candidate has a share, and the energy moves all of them at once."}
 function paint(){if(!data){return}var i=Math.round(t),end=i===T-1,now=facts(roots(shown,t,work)),e=energy(shown,t);
 board(one(".rn-main"),shown,t,false);chart(one(".rn-chart"),t);
 [F.times[i],minus(e,2),now[0],now[1]].forEach(function(value,k){fact[k].querySelector("b").textContent=value});
 fact[3].className=now[1]?"rn-bad":"";
-one(".rn-name").textContent=K===1?"Soft board":"Chain "+(F.names[shown]+1)+(shown===F.chosen?", chosen: it ends lowest":"");
+one(".rn-name").textContent=K===1?"Soft board":
+"Chain "+(F.names[shown]+1)+(shown===F.chosen?", chosen: it ends lowest":"");
 fact[2].className=now[0]===blanks.length?"rn-good":"";
 turn++;chains.forEach(function(b,k){if(timer){if(k%2!==turn%2){if(!end){return}}}
 board(b.querySelector("canvas"),k,t,true);b.setAttribute("aria-pressed",k===shown);
@@ -152,7 +157,8 @@ label.className=k===F.chosen?"rn-low":end?(good?"":"rn-off"):""});
 var text=words(now,end);if(says.textContent!==text){says.textContent=text}slider.value=i;
 slider.setAttribute("aria-valuetext","step "+F.times[i]+", energy "+minus(e,2))}
 function go(x){t=Math.max(0,Math.min(T-1,x));paint()}
-function stop(){cancelAnimationFrame(timer);timer=0;play.textContent="\\u25B6 play";says.setAttribute("aria-live","polite")}
+function stop(){cancelAnimationFrame(timer);timer=0;play.textContent="\\u25B6 play";
+says.setAttribute("aria-live","polite")}
 function tick(now){if(!root.isConnected){return}var passed=Math.min(.1,(now-before)/1000),i=frame(t);
 if(calm){if(now-before>600){before=now;go(Math.floor(t)+1)}}
 else{before=now;go(t+passed/pace[i])}if(t===T-1){stop()}else{timer=requestAnimationFrame(tick)}}
@@ -179,7 +185,8 @@ if(K>1){if(K>=+key){if(+key>0){e.stopPropagation();show(key-1)}}}};
 function ready(bytes){data=new Uint8Array(bytes);measure();go(0);
 if(window.ResizeObserver){new ResizeObserver(paint).observe(root)}else{window.onresize=paint}
 if(calm||!window.IntersectionObserver){return}
-var seen=new IntersectionObserver(function(found){if(found[0].isIntersecting){seen.disconnect();if(!t){start()}}},{threshold:.6});
+var seen=new IntersectionObserver(function(found){if(found[0].isIntersecting){seen.disconnect();
+if(!t){start()}}},{threshold:.6});
 seen.observe(one(".rn-main"))}
 var raw=Uint8Array.from(atob(F.data),function(c){return c.charCodeAt(0)});
 new Response(new Blob([raw]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer().then(ready);

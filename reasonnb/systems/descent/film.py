@@ -70,7 +70,8 @@ def reel(solved:Solved, # of a descent that kept its way
     names, times = _shown(solved, puzzle, chains), np.unique(np.r_[0:steps:every, steps])
     whole = solved.trajectory[:, puzzle].cpu().double().numpy()[times][:, names]
     box = box or box_for(whole.shape[-2])
-    if whole.shape[2:] != (box.cells, box.N): raise UserError(f'the boards have {whole.shape[2]} cells, not {box.cells}')
+    if whole.shape[2:] != (box.cells, box.N):
+        raise UserError(f'the boards have {whole.shape[2]} cells, a board of {box} boxes has {box.cells}')
     given = np.where((whole[0] == 1).any(-1).all(0), whole[0, 0].argmax(-1) + 1, 0)
     roots = np.rint(255 * np.sqrt(whole[:, :, given == 0])).astype(np.uint8).transpose(1, 2, 3, 0)
     energies = solved.falls[:, puzzle].cpu().double().numpy()[times][:, names].T
