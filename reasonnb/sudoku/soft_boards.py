@@ -156,7 +156,8 @@ def soft_row(boards:np.ndarray, # soft boards, (boards, cells, digits)
     "Boards beside each other, each with its title."
     side, gap, head, parts = box.N * _SIZE, 26, 30, []
     for i, (board, title) in enumerate(zip(boards, titles)):
-        words = f'<text x="{side / 2:g}" y="-10" font-size="17" fill="{INK}">{escape(title)}</text>'
+        font = min(17, 1.9 * side / max(1, len(title)))
+        words = f'<text x="{side / 2:g}" y="-10" font-size="{font:.3g}" fill="{INK}">{escape(title)}</text>'
         parts.append(f'<g transform="translate({4 + i * (side + gap)} {head})">{words}'
                      f'{draw_soft(board, given, box)}</g>')
     return ''.join(parts), len(boards) * (side + gap) - gap + 8, side + head + 4

@@ -112,7 +112,7 @@ def _curves(cut:Reel, width:float, height:float) -> str: # SVG elements; their o
 # %% ../../../nbs/systems/descent/09_film.ipynb #f11e0013
 def still(cut:Reel) -> Drawing:
     "Four moments of the chosen chain above the energies of all chains, for paper and for pages without scripts."
-    moments, words = _moments(cut), []
+    moments = _moments(cut)
     shares = cut.shares()[cut.chosen, moments]
     titles = [f'step {cut.times[i]}, energy {cut.energies[cut.chosen, i]:.1f}'.replace('-', '−') for i in moments]
     parts, width, height = soft_row(shares, cut.given > 0, titles, cut.box)
@@ -122,13 +122,17 @@ def still(cut:Reel) -> Drawing:
                     f'cy="{(1 - scaled[cut.chosen, i]) * tall:.1f}" r="6" fill="{BLUE}"/>' for i in moments)
     title = 'energy above the lowest reached, logarithmic'
     if len(scaled) > 1: title += f'; {len(scaled)} chains, blue: the one that ends lowest, shown above'
-    said = f'<text x="{left}" y="{height + 30}" text-anchor="start" font-size="15" fill="{INK}">{title}</text>'
+    small = min(15, 1.9 * (width - left) / len(title))
+    said = f'<text x="{left}" y="{height + 30}" text-anchor="start" font-size="{small:.3g}" fill="{INK}">{title}</text>'
     steps = (f'<text x="{left}" y="{top + tall + 22}" font-size="14" fill="{INK}">0</text>'
              f'<text x="{width - 30:g}" y="{top + tall + 22}" font-size="14" fill="{INK}">{cut.times[-1]} steps</text>')
     curves = f'<g transform="translate({left} {top})">{_curves(cut, width - left - 30, tall)}{marks}</g>'
     broken = int(broken_units(shares[-1], cut.box))
     end = f'{broken} rows, columns and boxes hold a digit twice' if broken else 'no digit stands twice'
-    words = f'A soft board sharpens in {cut.times[-1]} steps of descent while its energy falls; at the end {end}.'
+    plural = 's' if cut.times[-1] > 1 else ''
+    first, last = cut.energies[cut.chosen, [0, -1]]
+    words = (f'A soft board after {cut.times[-1]} step{plural} of descent: its energy went from {first:.1f} to {last:.1f}, '
+             f'and {end}.')
     return framed(parts + said + curves + steps, width, top + tall + 32, words)
 
 # %% ../../../nbs/systems/descent/09_film.ipynb #f11e0028
