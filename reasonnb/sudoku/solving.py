@@ -88,7 +88,7 @@ class Asked(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class SolverKind:
     "A way to solve Sudokus by a trained network."
-    name: str  # word of the option --by
+    name: str  # as the option --by says it
     checkpoints: Callable[[], dict[BoardShape, Path]]  # box shapes that weights are shipped for, and their paths
     load: Callable  # (box or None, path of weights or None, device) -> a solver, which has `box`, `path` and `about`
     ask: Callable[..., Asked]  # (solver, (n, cells) tensor of digits, **options) -> Asked

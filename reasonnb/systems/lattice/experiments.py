@@ -97,5 +97,4 @@ SYSTEM = System(name='lattice', logs=('lattice',), scales=SCALES, experiments=EX
                 config='reasonnb.systems.lattice.config:LatticeConfig',
                 build='reasonnb.systems.lattice.task:LatticeTask',
                 job='jobs/lattice.ipynb',
-                commands='reasonnb.systems.lattice.commands:COMMANDS',
                 solver='reasonnb.systems.lattice.neural_solver:LATTICE')

@@ -143,7 +143,8 @@ def ask(solver:Solver,
                  flop_per_move=solver.flop)
 
 LATTICE = SolverKind('lattice', checkpoints=checkpoints, load=load_solver, ask=ask,
-                     options=dict(rollouts=0, agreement=AGREEMENT, seed=0))
+                     options=dict(rollouts=0, agreement=AGREEMENT, seed=0),
+                     measure='reasonnb.systems.lattice.report:report')
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #be5dc542
 def solve(puzzles, # a text, boards as array or tensor, (cells,) or (N, N) or many, nested lists, a list of any of these
