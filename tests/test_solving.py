@@ -265,9 +265,9 @@ def test_a_tier_has_no_board_of_a_training_grid(tier, monkeypatch):
     everything = benchmark.PuzzleSet(PUZZLES, SOLUTIONS, np.zeros(40, np.float32), classes, SMALL, 'toy', 'hash')
     monkeypatch.setattr(benchmark, 'load', lambda *words, **more: everything)
     solver, trained = load_solver(SMALL), np.array([1, 5], np.uint64)
-    boards, size, left_out = benchmark.tier_boards(tier, solver, trained, n=0)
+    boards, size, left_out = benchmark.tier_boards(tier, solver.box, trained, n=0)
     assert set(boards.classes) == {0, 2, 3, 4, 6, 7} and (size, left_out, len(boards)) == (40, 10, 30)
-    sample = benchmark.tier_boards(tier, solver, trained, n=12)[0]
+    sample = benchmark.tier_boards(tier, solver.box, trained, n=12)[0]
     assert len(sample) == 12 and not set(sample.classes) & {1, 5}
 
 
@@ -275,7 +275,7 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     solver, path, real = load_solver(SMALL), tmp_path/'report.json', benchmark.run_tier
     classes = np.arange(12, dtype=np.uint64)
     boards = benchmark.PuzzleSet(PUZZLES[:12], SOLUTIONS[:12], np.zeros(12, np.float32), classes, SMALL, 'toy', 'hash')
-    monkeypatch.setattr(benchmark, 'tiers_of', lambda solver: ('first', 'second', 'third'))
+    monkeypatch.setattr(benchmark, 'tiers_of', lambda box: ('first', 'second', 'third'))
     monkeypatch.setattr(benchmark, 'tier_boards', lambda tier, *rest, **more: (boards, 40, 0))
     monkeypatch.setattr(benchmark, 'make_splits', lambda config: {'train': boards})
     done = []

@@ -110,7 +110,8 @@ def ask(solver:EnergySolver,
                  flop_per_move=solver.flop)
 
 ENERGY = SolverKind('energy', checkpoints=checkpoints, load=load_solver, ask=ask,
-                    options=dict(chains=0, steps=0, seed=0))
+                    options=dict(chains=0, steps=0, seed=0),
+                    measure='reasonnb.systems.descent.benchmark:benchmark')
 
 def solve(puzzles, # a text, boards as array or tensor, (cells,) or (N, N) or many, nested lists, a list of any of these
           *, box:BoardShape|None=None, # box shape of boards with so many cells, None = the one there is a solver for

@@ -74,4 +74,5 @@ EXPERIMENTS = (
 SYSTEM = System(name='descent', logs=('sudoku_energy',), scales=SCALES, experiments=EXPERIMENTS,
                 config='reasonnb.systems.descent.config:DescentConfig',
                 build='reasonnb.systems.descent.task:build_task',
-                job='jobs/descent.ipynb')
+                job='jobs/descent.ipynb',
+                solver='reasonnb.systems.descent.energy_solver:ENERGY')
