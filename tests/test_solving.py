@@ -11,6 +11,7 @@ from reasonnb.lab.cli import app
 from reasonnb.systems.lattice import benchmark, neural_solver
 from reasonnb.sudoku import solving
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_line, to_lines
+from reasonnb.sudoku import tiers
 from reasonnb.sudoku.generator import generate
 from reasonnb.sudoku.refutation import few_solutions
 from reasonnb.systems.lattice.neural_solver import AGREEMENT, checkpoints, load_solver, solve
@@ -263,11 +264,11 @@ def test_a_reader_that_leaves(tmp_path):
 def test_a_tier_has_no_board_of_a_training_grid(tier, monkeypatch):
     classes = np.arange(40, dtype=np.uint64) % 8
     everything = benchmark.PuzzleSet(PUZZLES, SOLUTIONS, np.zeros(40, np.float32), classes, SMALL, 'toy', 'hash')
-    monkeypatch.setattr(benchmark, 'load', lambda *words, **more: everything)
-    solver, trained = load_solver(SMALL), np.array([1, 5], np.uint64)
-    boards, size, left_out = benchmark.tier_boards(tier, solver.box, trained, n=0)
+    monkeypatch.setattr(tiers, 'load', lambda *words, **more: everything)
+    trained = np.array([1, 5], np.uint64)
+    boards, size, left_out = tiers.tier_boards(tier, SMALL, trained, n=0)
     assert set(boards.classes) == {0, 2, 3, 4, 6, 7} and (size, left_out, len(boards)) == (40, 10, 30)
-    sample = benchmark.tier_boards(tier, solver.box, trained, n=12)[0]
+    sample = tiers.tier_boards(tier, SMALL, trained, n=12)[0]
     assert len(sample) == 12 and not set(sample.classes) & {1, 5}
 
 
