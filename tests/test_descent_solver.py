@@ -64,12 +64,10 @@ def test_json_has_the_cost():
 @pytest.mark.parametrize('words, says', [
     (('--agreement', 2), '--agreement is not for --by energy; it takes'),
     (('--rollouts', 2), '--rollouts is not for --by energy; it takes'),
-    (('--chains', 0), 'chains'),
 ])
 def test_options_of_another_solver_are_refused(words, says):
     said = shell(*words, LINES[0])
-    if words == ('--chains', 0): assert said.exit_code in (0, 1, 2)  # 0 is the usual number, or refused
-    else: assert said.exit_code == 2 and says in said.stderr and 'Traceback' not in said.stderr
+    assert said.exit_code == 2 and says in said.stderr and 'Traceback' not in said.stderr
 
 
 def test_boards_on_their_side_are_turned():

@@ -25,7 +25,7 @@ from ...sudoku.tiers import tier_boards, tiers_of
 from .chains import descend
 from .energy_solver import EnergySolver
 
-# %% ../../../nbs/systems/descent/11_benchmark.ipynb #395b5feb
+# %% ../../../nbs/systems/descent/11_benchmark.ipynb #410d8387
 def run_tier(boards:PuzzleSet,
              solver:EnergySolver,
              chains:int, # random starts of each board
@@ -36,7 +36,7 @@ def run_tier(boards:PuzzleSet,
             ) -> dict: # counts, means and times
     "A row of the benchmark."
     puzzles, solutions = (torch.as_tensor(np.array(a)).long() for a in (boards.puzzles, boards.solutions))
-    settings = dict(steps=steps, chains=chains, noise=solver.config.noise, start=solver.config.start)
+    settings = dict(steps=steps, chains=chains, noise=solver.search.noise, start=solver.search.start)
     counts, start = dict(solved=0, kept_rules=0, oracle=0, chain=0.), time.process_time()
     for first in range(0, len(puzzles), portion):
         part, true = puzzles[first:first + portion], solutions[first:first + portion]
@@ -50,7 +50,7 @@ def run_tier(boards:PuzzleSet,
     return counts | dict(n=len(puzzles), flop=chains * steps * solver.flop, data_hash=boards.hash,
                          seconds=(time.process_time() - start) / max(1, len(puzzles)))
 
-# %% ../../../nbs/systems/descent/11_benchmark.ipynb #aea9291c
+# %% ../../../nbs/systems/descent/11_benchmark.ipynb #4cdcb3c1
 def report_path(solver:EnergySolver) -> Path:
     "Where the report of a solver is kept."
     return output(f'figures/sudoku_energy/benchmark-{solver.path.stem}.json')
@@ -58,8 +58,8 @@ def report_path(solver:EnergySolver) -> Path:
 def measure(solver:EnergySolver,
             n:int=50, # puzzles of each list, 0 = all
             tiers=None, # lists to measure, None = all for this shape
-            chains:int=0, # random starts of each board, 0 = as in the test of the run
-            steps:int=0, # steps of a chain, 0 = as in the test of the run
+            chains:int=0, # random starts of each board, 0 = the usual number
+            steps:int=0, # steps of a chain, 0 = the usual number
             seed:int=0, # of samples, starts and noise
             path=None, # of the report, None = `report_path`
             again:bool=False, # forget what was measured before
@@ -70,7 +70,8 @@ def measure(solver:EnergySolver,
         if tier not in tiers_of(solver.box): raise unknown('tier', tier, tiers_of(solver.box))
     path = expand(path) if path else report_path(solver)
     settings = dict(checkpoint=solver.path.stem, sha256=solver.about['sha256'], n=n, seed=seed,
-                    chains=chains or solver.config.chains, steps=steps or solver.config.descent_steps)
+                    noise=solver.search.noise,
+                    chains=chains or solver.search.chains, steps=steps or solver.search.descent_steps)
     report = read_json(path) if path.exists() and not again else {}
     if report.get('settings') != settings: report = dict(settings=settings, tiers={})
     trained = np.unique(make_splits(solver.config)['train'].classes)

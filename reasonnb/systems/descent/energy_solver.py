@@ -27,7 +27,7 @@ from .chains import descend
 from .config import DescentConfig
 from .task import build_model
 
-# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #d6536409
+# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #f7dddc02
 _RUN = ('id', 'log', 'experiment', 'scale', 'steps', 'seconds', 'device', 'versions', 'finished', 'best', 'alarms')
 
 def checkpoints(folder=None, # folder with pairs of files, None = data/checkpoints of the repository
@@ -37,6 +37,7 @@ def checkpoints(folder=None, # folder with pairs of files, None = data/checkpoin
 
 def ship(run_dir, # folder of a finished run of an energy
          path=None, # path of the weights, None = data/checkpoints/energy-ROWSxCOLS.pt, see `own.output`
+         **search, # fields of the config that solve better than those of the test: chains, descent_steps, noise, start
         ) -> Path: # path of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
     if not (Path(run_dir) / 'record.json').exists():
@@ -46,14 +47,15 @@ def ship(run_dir, # folder of a finished run of an energy
     if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
     config = DescentConfig.from_dict(state['config'])
     if config.update == 'free': raise UserError(f'{run_dir} trained a network without an energy')
+    config.replace(**search)  # says what is wrong with it
     box, train = BoardShape(*config.box), make_splits(config)['train']
     about = {'box': list(config.box), 'params': record['params'], 'seed': config.seed, 'data': train.name,
-             'data_hash': train.hash, 'config': config.to_dict(), 'metrics': record['metrics'],
+             'data_hash': train.hash, 'config': config.to_dict(), 'search': search, 'metrics': record['metrics'],
              'protocol': record['protocol'], 'run': {k: record.get(k) for k in _RUN}}
     path = expand(path) if path else output(f'data/checkpoints/energy-{box}.pt')
     return write_pair(path, {'model': state['model'], 'config': config.to_dict()}, about)
 
-# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #517c7411
+# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #22a686d2
 class EnergySolver(NamedTuple):
     "A trained energy and what is known of it."
     network: BoardEnergy
@@ -63,6 +65,11 @@ class EnergySolver(NamedTuple):
 
     @property
     def box(self) -> BoardShape: return BoardShape(*self.config.box)
+
+    @property
+    def search(self) -> DescentConfig:
+        "How it descends."
+        return self.config.replace(**self.about['search'])
 
     @property
     def flop(self) -> float:
@@ -78,7 +85,7 @@ def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, No
     if checkpoint is None:
         box = box or BoardShape(3, 3)
         checkpoint = checkpoint_for(box, checkpoints())
-    state, about = read_pair(expand(checkpoint), needs=('config',))
+    state, about = read_pair(expand(checkpoint), needs=('search', 'config'))
     try:
         config = DescentConfig.from_dict(state['config'])
         network = build_model(config)
@@ -89,16 +96,16 @@ def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, No
         raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
     return EnergySolver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
 
-# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #3ba74fd4
+# %% ../../../nbs/systems/descent/10_energy_solver.ipynb #b3cd6588
 def ask(solver:EnergySolver,
         puzzles:Tensor, # (n, cells) digits of the clues, of the solver's box shape, 0 = blank
         *,
-        chains:int=0, # random starts of each board, 0 = as in the test of the run
-        steps:int=0, # steps of a chain, 0 = as in the test of the run
+        chains:int=0, # random starts of each board, 0 = the usual number
+        steps:int=0, # steps of a chain, 0 = the usual number
         seed:int=0, # of starts and noise
        ) -> Asked: # on the CPU
     "The board of the lowest energy, shown where it is a solution."
-    c = solver.config
+    c = solver.search
     for name, value in (('chains', chains), ('steps', steps)):
         if value < 0: raise UserError(f'{name}={value}: must be at least 1, or 0 for the usual number')
     chains, steps = chains or c.chains, steps or c.descent_steps
