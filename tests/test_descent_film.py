@@ -45,12 +45,13 @@ def made(box=BoardShape(3, 3), steps=100, chains=8, noise=0., wrong=(1,)):
     random = torch.randn(2, chains, box.cells, box.N, generator=rng)
     u = 14 * time * F.one_hot(ends - 1, box.N) + random * (1 - time)
     if noise: u = u + noise * torch.randn(u.shape, generator=rng)
-    q = torch.where((puzzles > 0)[:, None, :, None], F.one_hot(solutions.long() - 1, box.N)[:, None].float(), u.softmax(-1))
+    true = F.one_hot(solutions.long() - 1, box.N)[:, None].float()
+    q = torch.where((puzzles > 0)[:, None, :, None], true, u.softmax(-1))
     falls = 60 * (1 - time[..., 0, 0]) ** 4 + (ends != solutions[:, None]).any(-1) * 5. - .01 * torch.arange(chains)
     rows, chosen = torch.arange(2), falls[-1].argmin(1)
     boards = ends[rows, chosen]
-    SOLVED[key] = Solved(boards=boards, solved=(boards == solutions).all(-1), energies=falls[-1], chosen=chosen, chains=ends,
-                         certainty=q[-1].amax(-1).mean(-1), trajectory=q, falls=falls)
+    SOLVED[key] = Solved(boards=boards, solved=(boards == solutions).all(-1), energies=falls[-1], chosen=chosen,
+                         chains=ends, certainty=q[-1].amax(-1).mean(-1), trajectory=q, falls=falls)
     return SOLVED[key]
 
 
@@ -114,7 +115,8 @@ def test_a_still_stands_where_no_script_runs():
 def test_the_site_shows_the_film_and_of_a_still_the_drawing():
     def shown(one, kept):
         told = dict(output_type='display_data', data=one._repr_mimebundle_())
-        return output(told, lambda text: text, lambda raw, ending: kept.append((raw, ending)) or 'picture.svg', 'a film')
+        keep = lambda raw, ending: kept.append((raw, ending)) or 'picture.svg'
+        return output(told, lambda text: text, keep, 'a film')
     found, kept = film(made(steps=20)), []
     assert found.html() in shown(found, kept) and not kept
     assert shown(found.still(), kept) == '![a film](picture.svg)' and kept[0][1] == 'svg'
@@ -151,7 +153,8 @@ def test_requests_that_make_no_sense(settings, words):
 
 
 def test_a_way_that_was_not_kept():
-    with pytest.raises(UserError, match='did not keep its way'): film(made(steps=6)._replace(trajectory=None, falls=None))
+    lost = made(steps=6)._replace(trajectory=None, falls=None)
+    with pytest.raises(UserError, match='did not keep its way'): film(lost)
 
 
 def test_boards_of_another_shape_are_refused():

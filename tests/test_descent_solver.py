@@ -1,4 +1,4 @@
-"""`--by energy`: the shipped energies solve from a shell, say what they did not solve, and refuse what is not theirs."""
+"""`--by energy`: the shipped energies solve from a shell, say what they did not solve, refuse what is not theirs."""
 import hashlib, json
 
 import numpy as np

@@ -85,22 +85,23 @@ def measure(solver:EnergySolver,
         write_json(path, report)
     return report
 
-# %% ../../../nbs/systems/descent/11_benchmark.ipynb #262d3688
+# %% ../../../nbs/systems/descent/11_benchmark.ipynb #d78f245e
 def table(report:dict, # the value of `measure`, or content of its file
          ) -> pd.DataFrame: # a row for each list; shares in per cent
     "The report for a reader."
     rows = {}
     for tier, r in report['tiers'].items():
-        low, high = (100 * x for x in wilson(r['solved'], r['n'])[1:]) if r['n'] else (float('nan'),) * 2
-        def pct(count): return f"{100 * count / r['n']:.1f}" if r['n'] else '–'
+        if not r['n']: continue  # every board of the list has a training grid
+        low, high = (100 * x for x in wilson(r['solved'], r['n'])[1:])
+        def pct(count): return f"{100 * count / r['n']:.1f}"
         rows[tier] = {'boards': r['n'], 'lowest energy, %': pct(r['solved']), '95 % interval': f'{low:.1f} to {high:.1f}',
                       'any chain (oracle), %': pct(r['oracle']), 'one chain, %': pct(r['chain']),
                       'wrong': r['kept_rules'] - r['solved'], 'CPU seconds a board': f"{r['seconds']:.2f}",
                       'GFLOP a board': f"{r['flop'] / 1e9:.1f}"}
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='list'))
 
-def benchmark(solver:EnergySolver, options:dict, *, n:int, tiers, seed:int, path, again:bool, as_json:bool, say:Callable,
-              **others) -> str: # text to print
+def benchmark(solver:EnergySolver, options:dict, *, n:int, tiers, seed:int, path, again:bool, as_json:bool,
+              say:Callable, **others) -> str: # text to print
     "What `reasonnb benchmark --by energy` shows; what it is told for other kinds of solvers is not used."
     import json
     search = {name: options[name] for name in ('chains', 'steps')}

@@ -49,7 +49,7 @@ class DescentConfig(Data):
         super().check()
         check_descent(self)
 
-# %% ../../../nbs/systems/descent/05_config.ipynb #6b464d48
+# %% ../../../nbs/systems/descent/05_config.ipynb #2711130e
 _AT_LEAST_ONE = ('width', 'hidden', 'layers', 'unrolled', 'chains', 'descent_steps', 'curve_puzzles')
 _SHARES = ('clues_share', 'rollout_share', 'rollouts_from')
 
@@ -66,7 +66,8 @@ def check_descent(c:DescentConfig):
     cells = (c.box[0] * c.box[1])**2
     for name in ('clues', 'test_clues'):
         few, many = getattr(c, name)
-        refuse(not 0 <= few <= many <= cells, f'{name}={(few, many)}: fewest and most clues of a board of {cells} cells')
+        refuse(not 0 <= few <= many <= cells,
+               f'{name}={(few, many)}: fewest and most clues of a board of {cells} cells')
     refuse(c.clues_share and not c.clues[1], f'clues_share={c.clues_share} needs clues=(fewest, most)')
     refuse(c.update == 'free' and c.contrast, 'contrast compares energies, which update=\'free\' has none of')
     refuse(c.update == 'free' and c.gradient != 'fused', "gradient is for update='gradient'")

@@ -44,7 +44,7 @@ class RulePenalty(nn.Module):
         of_q = 2 * (excess[:, row] + excess[:, column] + excess[:, square])
         return excess.square().flatten(1).sum(1), q * (of_q - (q * of_q).sum(-1, keepdim=True)) * condition.free
 
-# %% ../../../nbs/systems/descent/09_controls.ipynb #7796c74d
+# %% ../../../nbs/systems/descent/09_controls.ipynb #99ff7347
 @njit(cache=True)
 def _lacking(board, cells): # cells (N,) of a row or column
     "How many digits a row or column lacks."
@@ -59,7 +59,8 @@ def _anneal(board, blanks, sizes, lines, of_cell, sweeps, hot, cold, seed):
     "Anneal `board` in place; blanks (boxes, N) cells of each box, the first `sizes` of them free. Returns the cost."
     np.random.seed(seed)
     cost, moves = 0, sweeps * len(board)
-    for i in range(len(lines)): cost += _lacking(board, lines[i])
+    for i in range(len(lines)):
+        cost += _lacking(board, lines[i])
     movable = np.flatnonzero(sizes > 1)
     for move in range(moves if len(movable) else 0):
         if not cost: break
@@ -68,9 +69,11 @@ def _anneal(board, blanks, sizes, lines, of_cell, sweeps, hot, cold, seed):
         i = np.random.randint(sizes[square])
         j = (i + 1 + np.random.randint(sizes[square] - 1)) % sizes[square]
         a, b, change = blanks[square, i], blanks[square, j], 0
-        for line in of_cell[np.array([a, b])].flatten(): change -= _lacking(board, lines[line])
+        for line in of_cell[np.array([a, b])].flatten():
+            change -= _lacking(board, lines[line])
         board[a], board[b] = board[b], board[a]
-        for line in of_cell[np.array([a, b])].flatten(): change += _lacking(board, lines[line])
+        for line in of_cell[np.array([a, b])].flatten():
+            change += _lacking(board, lines[line])
         if change > 0 and np.random.random() >= np.exp(-change / temperature): board[a], board[b] = board[b], board[a]
         else: cost += change
     return cost

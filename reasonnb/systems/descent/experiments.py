@@ -46,7 +46,7 @@ def _updates(share:float, # of those of the laptop scale
     "Another number of updates."
     return dict(laptop=dict(steps=round(_UPDATES * share), eval_every=round(_UPDATES * share / 4)))
 
-# %% ../../../nbs/systems/descent/08_experiments.ipynb #fdc3b377
+# %% ../../../nbs/systems/descent/08_experiments.ipynb #17dc010e
 EXPERIMENTS = (
     Experiment('descent', note='An energy that every symmetry leaves as it is, trained through its own descent.'),
     _vary('descent_six', 'Minimal 6x6 boards until next to nothing is left to solve.',
@@ -65,7 +65,8 @@ EXPERIMENTS = (
     _vary('descent_contrast', 'A contrastive term: the solution below the answers of the descent.', contrast=.1),
     _vary('descent_autograd_equal_time', 'The gradient by autograd, with as many updates as take the same time.',
           gradient='autograd', at=_updates(1/4)),
-    _vary('descent_made', 'States made from the solution, with a level of noise (IRED style).', states='made', start=3.),
+    _vary('descent_made', 'States made from the solution, with a level of noise (IRED style).', states='made',
+          start=3.),
     _vary('descent_free', 'The output of the blocks is the step; there is no energy.', update='free'),
     _vary('descent_free_no_rollouts', 'No energy, only random starts.', base='descent_free', states='start'),
     _vary('descent_free_equal_flop', 'No energy, as much arithmetic in training and in the test.', base='descent_free',

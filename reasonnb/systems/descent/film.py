@@ -131,8 +131,8 @@ def still(cut:Reel) -> Drawing:
     end = f'{broken} rows, columns and boxes hold a digit twice' if broken else 'no digit stands twice'
     plural = 's' if cut.times[-1] > 1 else ''
     first, last = cut.energies[cut.chosen, [0, -1]]
-    words = (f'A soft board after {cut.times[-1]} step{plural} of descent: its energy went from {first:.1f} to {last:.1f}, '
-             f'and {end}.')
+    words = (f'A soft board after {cut.times[-1]} step{plural} of descent: its energy went from {first:.1f} to '
+             f'{last:.1f}, and {end}.')
     return framed(parts + said + curves + steps, width, top + tall + 32, words)
 
 # %% ../../../nbs/systems/descent/12_film.ipynb #f11e0028

@@ -40,7 +40,7 @@ def accuracies(found:Solved, # what descent found
                 f'oracle_puzzle_accuracy@{k}': _share(first.any(1))}
     return out
 
-# %% ../../../nbs/systems/descent/06_measures.ipynb #2b54bea6
+# %% ../../../nbs/systems/descent/06_measures.ipynb #d2c6eeb6
 def curve(found:Solved, # with its way kept
           solutions:Tensor, # (puzzles, cells) digits from 1
          ) -> dict[str, float]: # shares
@@ -50,7 +50,8 @@ def curve(found:Solved, # with its way kept
     for step in sorted({s for i in range(12) for s in (2**i, 3 * 2**i) if s < steps} | {steps}):
         right = (boards[step] == solutions[:, None]).all(-1)
         lowest = found.falls[step].argmin(1)
-        out |= {f'chain_accuracy_after_{step}': _share(right), f'lowest_accuracy_after_{step}': _share(right[rows, lowest])}
+        out |= {f'chain_accuracy_after_{step}': _share(right),
+                f'lowest_accuracy_after_{step}': _share(right[rows, lowest])}
     return out
 
 # %% ../../../nbs/systems/descent/06_measures.ipynb #9fdc4344
