@@ -85,7 +85,7 @@ def measure(solver:EnergySolver,
         write_json(path, report)
     return report
 
-# %% ../../../nbs/systems/descent/11_benchmark.ipynb #d78f245e
+# %% ../../../nbs/systems/descent/11_benchmark.ipynb #61e65c6e
 def table(report:dict, # the value of `measure`, or content of its file
          ) -> pd.DataFrame: # a row for each list; shares in per cent
     "The report for a reader."
@@ -94,7 +94,8 @@ def table(report:dict, # the value of `measure`, or content of its file
         if not r['n']: continue  # every board of the list has a training grid
         low, high = (100 * x for x in wilson(r['solved'], r['n'])[1:])
         def pct(count): return f"{100 * count / r['n']:.1f}"
-        rows[tier] = {'boards': r['n'], 'lowest energy, %': pct(r['solved']), '95 % interval': f'{low:.1f} to {high:.1f}',
+        rows[tier] = {'boards': r['n'], 'lowest energy, %': pct(r['solved']),
+                      '95 % interval': f'{low:.1f} to {high:.1f}',
                       'any chain (oracle), %': pct(r['oracle']), 'one chain, %': pct(r['chain']),
                       'wrong': r['kept_rules'] - r['solved'], 'CPU seconds a board': f"{r['seconds']:.2f}",
                       'GFLOP a board': f"{r['flop'] / 1e9:.1f}"}

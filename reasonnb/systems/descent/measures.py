@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['accuracies', 'curve', 'answer_energies', 'judge']
 
-# %% ../../../nbs/systems/descent/06_measures.ipynb #cd0bc4a2
-import numpy as np
+# %% ../../../nbs/systems/descent/06_measures.ipynb #9e097cb2
 import torch
 from torch import Tensor
 import torch.nn.functional as F

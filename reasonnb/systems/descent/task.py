@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['build_model', 'DescentBoards', 'DescentTraining', 'DescentTask', 'build_task']
 
-# %% ../../../nbs/systems/descent/07_task.ipynb #c9469b0e
+# %% ../../../nbs/systems/descent/07_task.ipynb #9b56d3f8
 import numpy as np
 import torch
 from torch import Tensor
-import torch.nn.functional as F
 
 from ...core.gradients import Batch
-from ...sudoku.board import BoardShape
 from ...sudoku.clues import add_clues, with_clues
 from ...sudoku.splits import Boards
 from .board_energy import BoardEnergy, FreeLoop
