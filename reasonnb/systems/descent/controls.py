@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RulePenalty', 'anneal']
 
-# %% ../../../nbs/systems/descent/09_controls.ipynb #14b0d4d2
+# %% ../../../nbs/systems/descent/09_controls.ipynb #68e92109
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from ...core.compiled import compiled
 from ...core.config import UserError
 from ...sudoku.board import BoardShape
 from .board_energy import Condition, check_puzzles, soft_board
@@ -44,8 +44,8 @@ class RulePenalty(nn.Module):
         of_q = 2 * (excess[:, row] + excess[:, column] + excess[:, square])
         return excess.square().flatten(1).sum(1), q * (of_q - (q * of_q).sum(-1, keepdim=True)) * condition.free
 
-# %% ../../../nbs/systems/descent/09_controls.ipynb #99ff7347
-@njit(cache=True)
+# %% ../../../nbs/systems/descent/09_controls.ipynb #7246f85d
+@compiled
 def _lacking(board, cells): # cells (N,) of a row or column
     "How many digits a row or column lacks."
     seen, count = np.zeros(len(cells) + 1, np.bool_), 0
@@ -54,7 +54,7 @@ def _lacking(board, cells): # cells (N,) of a row or column
         seen[board[cell]] = True
     return len(cells) - count
 
-@njit(cache=True)
+@compiled
 def _anneal(board, blanks, sizes, lines, of_cell, sweeps, hot, cold, seed):
     "Anneal `board` in place; blanks (boxes, N) cells of each box, the first `sizes` of them free. Returns the cost."
     np.random.seed(seed)
