@@ -1,11 +1,12 @@
 """`--by energy`: the shipped energies solve from a shell, say what they did not solve, refuse what is not theirs."""
-import hashlib, json
+import json
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from pairs import copied, rehash
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from reasonnb.sudoku.board import BoardShape, agrees, is_solved, to_lines
@@ -25,10 +26,7 @@ def shell(*words): return CliRunner().invoke(app, ['solve', '--by', 'energy', *m
 @pytest.fixture
 def pair(tmp_path):
     "A copy of the shipped files for 6x6 boards."
-    source = checkpoints()[SMALL]
-    for path in (source, source.with_suffix('.json')):
-        (tmp_path/path.name).write_bytes(path.read_bytes())
-    return tmp_path/source.name
+    return copied(checkpoints()[SMALL], tmp_path)
 
 
 def test_energies_are_shipped_for_both_sizes_and_small():
@@ -93,9 +91,7 @@ def test_weights_of_other_settings_are_said(pair):
     state = torch.load(pair, weights_only=True)
     state['config']['width'] = 3
     torch.save(state, pair)
-    about = json.loads(pair.with_suffix('.json').read_text())
-    about['sha256'] = hashlib.sha256(pair.read_bytes()).hexdigest()
-    pair.with_suffix('.json').write_text(json.dumps(about))
+    rehash(pair)
     with pytest.raises(UserError, match='do not fit its settings'): load_solver(checkpoint=pair)
 
 

@@ -1,11 +1,12 @@
 """The trained solver as it is used: damaged files, odd lines, streams, interrupts; and what holds for every answer."""
-import gzip, hashlib, json, os, signal, subprocess, sys
+import gzip, json, os, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from typer.testing import CliRunner
 
+from pairs import copied, rehash
 from reasonnb.core.config import UserError
 from reasonnb.lab.cli import app
 from reasonnb.systems.lattice import benchmark, neural_solver
@@ -35,16 +36,7 @@ def process(*words, **more):
 @pytest.fixture
 def pair(tmp_path):
     "A copy of the shipped files for 6x6 boards."
-    source = checkpoints()[SMALL]
-    for path in (source, source.with_suffix('.json')):
-        (tmp_path/path.name).write_bytes(path.read_bytes())
-    return tmp_path/source.name
-
-
-def rehash(path):
-    "Write the hash of the weights into the description."
-    about = json.loads(path.with_suffix('.json').read_text())
-    path.with_suffix('.json').write_text(json.dumps(about | {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}))
+    return copied(checkpoints()[SMALL], tmp_path)
 
 
 def spoil_weights(path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Solution', 'count_solutions', 'label', 'explain', 'fits', 'Asked', 'SolverKind', 'shipped_pairs', 'checkpoint_for',
-           'solver_shape', 'solve_with', 'solve', 'solve_lines']
+           'solver_shape', 'ship_run', 'load_trained', 'solve_with', 'solve', 'solve_lines']
 
 # %% ../../nbs/sudoku/23_solving.ipynb #bad8d389
 import re, time
@@ -18,12 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import Deferred, UserError
+from ..core.config import Deferred, UserError, unknown
+from ..core.own import output
 from ..core.paths import expand, shipped
+from ..core.trainer import pick_device
+from ..core.weights import finished_run, measured_weights, read_pair, run_facts, write_pair
 from .board import BoardShape, agrees, is_solved, is_valid, to_line
 from .drawings import Found
 from .formats import _clash
 from .refutation import few_solutions
+from .splits import make_splits
 from .values import boards_from, shape_of
 
 # %% ../../nbs/sudoku/23_solving.ipynb #e0e33fcc
@@ -130,6 +134,53 @@ def solver_shape(box:BoardShape, # box shape of the boards
                 ) -> BoardShape|None: # None = no solver
     "The shape of the solver for these boxes: their own, or that on its side."
     return next((b for b in (box, BoardShape(box.cols, box.rows)) if b in boxes), None)
+
+# %% ../../nbs/sudoku/23_solving.ipynb #d867f73d
+def ship_run(run_dir, # folder of a finished run
+             path, # path of the weights, None = data/checkpoints/STEM-ROWSxCOLS.pt, see `own.output`
+             stem:str, # first part of that name
+             *, settings:type, # class of the config
+             build:Callable, # config -> network
+             search:dict, # how the solver searches, where it differs from the run
+             check:Callable=lambda config: None, # raises `UserError` for a config that cannot be shipped
+             **more, # further facts of the description: name -> key of the record
+            ) -> Path: # path of the weights; the description lies beside it
+    "Make the pair of files that a solver is loaded from: weights and settings; box, data, record and search."
+    record, state = finished_run(run_dir)
+    config = settings.from_dict(state['config'])
+    check(config)
+    box, train = BoardShape(*config.box), make_splits(config)['train']
+    about = dict(box=list(config.box), params=record['params'], seed=config.seed, data=train.name,
+                 data_hash=train.hash, config=config.to_dict(), search=search, metrics=record['metrics'],
+                 protocol=record['protocol'], run=run_facts(record),
+                 **{name: record[key] for name, key in more.items()})
+    path = expand(path) if path else output(f'data/checkpoints/{stem}-{box}.pt')
+    weights = measured_weights(build(config), state, config.ema)
+    return write_pair(path, {'model': weights, 'config': config.to_dict()}, about)
+
+# %% ../../nbs/sudoku/23_solving.ipynb #3343f1ca
+def load_trained(box:BoardShape|None, # box shape of the boards to solve, None = that of the checkpoint
+                 checkpoint, # path of the weights, None = the shipped ones for the box shape
+                 device:str, # 'cpu', 'cuda', 'mps' or 'auto'
+                 *, found:Callable, # -> box shape -> path of the shipped weights
+                 settings:type, # class of the config
+                 build:Callable, # config -> network
+                ) -> tuple: # network, config, description, path of the weights
+    "A network from its pair of files; `UserError` where one is missing, damaged or for other boards."
+    if device not in ('cpu', 'cuda', 'mps', 'auto'): raise unknown('device', device, ('cpu', 'cuda', 'mps', 'auto'))
+    if checkpoint is None:
+        box = box or BoardShape(3, 3)
+        checkpoint = checkpoint_for(box, found())
+    state, about = read_pair(expand(checkpoint), needs=('search', 'config'))
+    try:
+        config = settings.from_dict(state['config'])
+        network = build(config)
+        network.load_state_dict(state['model'])
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
+    if box and box != BoardShape(*config.box):
+        raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
+    return network.eval().to(pick_device(device)), config, about, expand(checkpoint)
 
 # %% ../../nbs/sudoku/23_solving.ipynb #86ebfac4
 def _turned(board:np.ndarray) -> np.ndarray:

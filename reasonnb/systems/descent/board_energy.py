@@ -130,9 +130,10 @@ class BoardEnergy(BoardWeights):
         return self.energy(self.condition(puzzles, box), q)
 
     def energy(self, condition:Condition, q:Tensor) -> Tensor: # (batch,)
-        "Energy of soft boards, `(batch, cells, digits)`."
+        "Energy of soft boards, `(batch, cells, digits)`; beyond the simplex q log q is 0 for a negative share."
         q = q * condition.free + condition.given
-        x, _ = ahead(self.embed(condition, q, q * q.clamp(min=1e-30).log()), condition.blocks)
+        qlogq = q.clamp(min=0) * q.clamp(min=1e-30).log()
+        x, _ = ahead(self.embed(condition, q, qlogq), condition.blocks)
         return bend(x).value.flatten(1, -2).sum(1) @ self.head
 
     def direction(self, condition:Condition, u:Tensor, way:str) -> tuple[Tensor, Tensor]:

@@ -12,24 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.config import UserError, unknown
-from ...core.own import output
-from ...core.paths import expand
-from ...core.records import RunFolder, read_json
-from ...core.trainer import pick_device
-from ...core.weights import read_pair, write_pair
+from ...core.config import UserError
 from ...sudoku import solving
 from ...sudoku.board import BoardShape
-from ...sudoku.solving import Asked, Solution, SolverKind, checkpoint_for, shipped_pairs
-from ...sudoku.splits import make_splits
+from ...sudoku.solving import Asked, Solution, SolverKind, load_trained, ship_run, shipped_pairs
 from .board_energy import BoardEnergy, energy_flop
 from .chains import descend
 from .config import DescentConfig
 from .task import build_model
 
 # %% ../../../nbs/systems/descent/10_energy_solver.ipynb #f7dddc02
-_RUN = ('id', 'log', 'experiment', 'scale', 'steps', 'seconds', 'device', 'versions', 'finished', 'best', 'alarms')
-
 def checkpoints(folder=None, # folder with pairs of files, None = data/checkpoints of the repository
                ) -> dict[BoardShape, Path]: # box shape -> path of the weights
     "The shipped energies, by the boards they were trained on."
@@ -40,20 +32,10 @@ def ship(run_dir, # folder of a finished run of an energy
          **search, # fields of the config that solve better than those of the test: chains, descent_steps, noise, start
         ) -> Path: # path of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
-    if not (Path(run_dir) / 'record.json').exists():
-        raise UserError(f'{run_dir} holds no finished run: there is no record.json')
-    folder = RunFolder(run_dir)
-    record, state = read_json(folder.record), folder.load(folder.checkpoint)
-    if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
-    config = DescentConfig.from_dict(state['config'])
-    if config.update == 'free': raise UserError(f'{run_dir} trained a network without an energy')
-    config.replace(**search)  # says what is wrong with it
-    box, train = BoardShape(*config.box), make_splits(config)['train']
-    about = {'box': list(config.box), 'params': record['params'], 'seed': config.seed, 'data': train.name,
-             'data_hash': train.hash, 'config': config.to_dict(), 'search': search, 'metrics': record['metrics'],
-             'protocol': record['protocol'], 'run': {k: record.get(k) for k in _RUN}}
-    path = expand(path) if path else output(f'data/checkpoints/energy-{box}.pt')
-    return write_pair(path, {'model': state['model'], 'config': config.to_dict()}, about)
+    def check(config):
+        config.replace(**search)  # says what is wrong with it
+        if config.update == 'free': raise UserError(f'{run_dir} trained a network without an energy')
+    return ship_run(run_dir, path, 'energy', settings=DescentConfig, build=build_model, search=search, check=check)
 
 # %% ../../../nbs/systems/descent/10_energy_solver.ipynb #22a686d2
 class EnergySolver(NamedTuple):
@@ -81,20 +63,8 @@ def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, No
                 device:str='cpu', # 'cpu', 'cuda', 'mps' or 'auto'
                ) -> EnergySolver:
     "A solver from its pair of files; `UserError` where one is missing, damaged or for other boards."
-    if device not in ('cpu', 'cuda', 'mps', 'auto'): raise unknown('device', device, ('cpu', 'cuda', 'mps', 'auto'))
-    if checkpoint is None:
-        box = box or BoardShape(3, 3)
-        checkpoint = checkpoint_for(box, checkpoints())
-    state, about = read_pair(expand(checkpoint), needs=('search', 'config'))
-    try:
-        config = DescentConfig.from_dict(state['config'])
-        network = build_model(config)
-        network.load_state_dict(state['model'])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
-    if box and box != BoardShape(*config.box):
-        raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
-    return EnergySolver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
+    return EnergySolver(*load_trained(box, checkpoint, device, found=checkpoints, settings=DescentConfig,
+                                      build=build_model))
 
 # %% ../../../nbs/systems/descent/10_energy_solver.ipynb #b3cd6588
 def ask(solver:EnergySolver,

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from ...core.config import UserError
 from ...core.figure_style import COLOURS, DASHES, INK
 from ...sudoku.board import BoardShape
-from .blocks import ahead, bend
 from .board_energy import BoardEnergy, check_puzzles
 from .chains import Solved
 
@@ -50,9 +49,7 @@ def energies_at(model:BoardEnergy, # trained
     one, found = model.condition(torch.as_tensor(puzzle)[None], box), []
     for part in points.split(block):
         condition = one.repeat(len(part))
-        q = part.to(condition.given) * condition.free + condition.given
-        x, _ = ahead(model.embed(condition, q, torch.xlogy(q.clamp(min=0), q.clamp(min=1e-30))), condition.blocks)
-        found.append(bend(x).value.flatten(1, -2).sum(1) @ model.head)
+        found.append(model.energy(condition, part.to(condition.given)))
     return torch.cat(found)
 
 # %% ../../../nbs/systems/descent/13_landscape.ipynb #1a5c0013

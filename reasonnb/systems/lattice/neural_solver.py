@@ -14,17 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.config import UserError, unknown
-from ...core.own import output
-from ...core.paths import expand
-from ...core.records import RunFolder, read_json
-from ...core.trainer import pick_device
-from ...core.weights import read_pair, write_pair
+from ...core.config import UserError
 from ...sudoku import solving
 from ...sudoku.board import BoardShape
 from ...sudoku.drawings import Found
-from ...sudoku.solving import Asked, Solution, SolverKind, checkpoint_for, shipped_pairs
-from ...sudoku.splits import make_splits
+from ...sudoku.solving import Asked, Solution, SolverKind, load_trained, ship_run, shipped_pairs
 from .config import LatticeConfig
 from .networks import Lattice, lattice_flop
 from .search import SearchBudget, reason
@@ -36,45 +30,14 @@ def checkpoints(folder=None, # folder with pairs of files, None = data/checkpoin
     "The shipped solvers, by the boards they are for."
     return shipped_pairs('lattice', folder)
 
-def _weights(state:dict, config:LatticeConfig) -> dict:
-    "The weights that the run was measured with: averaged ones if it kept an average."
-    network = build_lattice(config)
-    network.load_state_dict(state['model'])
-    if config.ema:
-        trained = [p for p in network.parameters() if p.requires_grad]
-        for p, mean in zip(trained, state['ema']['shadow']):
-            p.data.copy_(mean)
-    return network.state_dict()
-
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #3b6605dd
-_RUN = ('id', 'log', 'experiment', 'scale', 'steps', 'seconds', 'device', 'versions', 'finished', 'best', 'alarms')
-
-def _describe(config:LatticeConfig,
-              record:dict, # record.json of the run
-              search:dict, # how the solver searches, where it differs from the run
-             ) -> dict: # content of the description
-    "What a solver is, where it comes from and what was measured."
-    train = make_splits(config)['train']
-    return {'box': list(config.box), 'params': record['params'], 'flop_per_move': record['flop_per_item'],
-            'seed': config.seed, 'data': train.name, 'data_hash': train.hash,
-            'config': config.to_dict(), 'search': search,
-            'metrics': record['metrics'], 'protocol': record['protocol'],
-            'run': {k: record.get(k) for k in _RUN}}
-
 def ship(run_dir, # folder of a finished run of a lattice network
          path=None, # path of the weights, None = data/checkpoints/lattice-ROWSxCOLS.pt, see `own.output`
          **search, # how to search where the run did not: `backtrack_depth`, `threshold_decay`, fields of `MovePolicy`
         ) -> Path: # path of the weights; the description lies beside it
     "Make the pair of files that a solver is loaded from; the same run gives the same pair."
-    if not (Path(run_dir) / 'record.json').exists():
-        raise UserError(f'{run_dir} holds no finished run: there is no record.json')
-    folder = RunFolder(run_dir)
-    record, state = read_json(folder.record), folder.load(folder.checkpoint)
-    if state is None: raise UserError(f'{folder.checkpoint} is missing; run the experiment again to get its weights')
-    config = LatticeConfig.from_dict(state['config'])
-    path = expand(path) if path else output(f'data/checkpoints/lattice-{BoardShape(*config.box)}.pt')
-    state = {'model': _weights(state, config), 'config': config.to_dict()}
-    return write_pair(path, state, _describe(config, record, search))
+    return ship_run(run_dir, path, 'lattice', settings=LatticeConfig, build=build_lattice, search=search,
+                    flop_per_move='flop_per_item')
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #38bbe843
 AGREEMENT = 1  # attempts that must give the same answer, in every call and command that is given no other number
@@ -117,20 +80,8 @@ def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, No
                 device:str='cpu', # 'cpu', 'cuda', 'mps' or 'auto'
                ) -> Solver:
     "A solver from its pair of files; `UserError` where one is missing, damaged or for other boards."
-    if device not in ('cpu', 'cuda', 'mps', 'auto'): raise unknown('device', device, ('cpu', 'cuda', 'mps', 'auto'))
-    if checkpoint is None:
-        box = box or BoardShape(3, 3)
-        checkpoint = checkpoint_for(box, checkpoints())
-    state, about = read_pair(expand(checkpoint), needs=('search', 'config'))
-    try:
-        config = LatticeConfig.from_dict(state['config'])
-        network = build_lattice(config)
-        network.load_state_dict(state['model'])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise UserError(f'{checkpoint} holds weights that do not fit its settings ({str(e).splitlines()[0]})') from e
-    if box and box != BoardShape(*config.box):
-        raise UserError(f"{checkpoint} is for {about['box'][0]}x{about['box'][1]} boxes, the puzzle has {box}")
-    return Solver(network.eval().to(pick_device(device)), config, about, expand(checkpoint))
+    return Solver(*load_trained(box, checkpoint, device, found=checkpoints, settings=LatticeConfig,
+                                build=build_lattice))
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #f26d7bdd
 def ask(solver:Solver,
