@@ -1,4 +1,4 @@
-"""What SAM costs: CPU seconds of an update with it, over those of an update without, for the claims about time.
+"""What a change costs: CPU seconds of an update with it, over those of an update without, for the claims about time.
 
     python benchmarks/step_times.py [--rounds N] [--steps N]
 
@@ -13,16 +13,16 @@ import torch, typer
 from reasonnb.core.gradients import Ranks
 from reasonnb.core.records import RunFolder
 from reasonnb.core.trainer import Run, train_step
-from reasonnb.lab.catalogue import resolve
-from reasonnb.systems.looped.task import build_task
+from reasonnb.lab.catalogue import resolve, system_of
 
-PAIRS = (('sam_bs512', 'bs512_easy'), ('sam_bs256', 'bs256_easy'), ('sam_post_cosine', 'cosine_no_sam'))
+PAIRS = (('sam_bs512', 'bs512_easy'), ('sam_bs256', 'bs256_easy'), ('sam_post_cosine', 'cosine_no_sam'),
+         ('haar_v3', 'baseline_v1'), ('engram_v1', 'baseline_v1'), ('rust_looplm', 'engram_v1'))
 
 
 def start(slug:str, folder:Path) -> Run:
     "A run of an experiment at scale laptop, before its first update."
     config = resolve(slug, 'laptop')
-    run = Run(build_task(config), config, folder=RunFolder(folder), device=torch.device('cpu'),
+    run = Run(system_of(slug).build(config), config, folder=RunFolder(folder), device=torch.device('cpu'),
               ranks=Ranks(device=torch.device('cpu')))
     run.model.train()
     return run

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FIRST', 'HIDDEN', 'DOMAINS', 'SCHEDULES', 'CLAIMS', 'needed_memory', 'out_of_memory']
 
-# %% ../../../nbs/systems/looped/07_claims.ipynb #92072936
+# %% ../../../nbs/systems/looped/07_claims.ipynb #bfa0a0a4
 from functools import lru_cache
 
 from ...core.claimtest import ClaimTest
 from ...core.sequential import difference_of_two
+from ...core.step_times import times
 from .measures import (
     at_share, best_iteration, change, collapses, early_then_overtaken, finish, gain_on_hardest, growth,
-    late_lead, loss_explodes, needs_guess, smallest_drop, smallest_lead, smallest_rise, solved, take_off, times, unrest)
+    late_lead, loss_explodes, needs_guess, smallest_drop, smallest_lead, smallest_rise, solved, take_off, unrest)
 
 # %% ../../../nbs/systems/looped/07_claims.ipynb #58325102
 _TRAINED = 'after the 6 trained iterations on both sides'

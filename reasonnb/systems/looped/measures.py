@@ -5,19 +5,14 @@
 # %% auto #0
 __all__ = ['FLOOR', 'LOGGED', 'buckets', 'solved', 'cells', 'needs_guess', 'smallest_drop', 'gain_on_hardest', 'curve',
            'at_share', 'change', 'take_off', 'smallest_rise', 'smallest_lead', 'late_lead', 'early_then_overtaken',
-           'finish', 'collapses', 'growth', 'loss_explodes', 'unrest', 'best_iteration', 'times']
+           'finish', 'collapses', 'growth', 'loss_explodes', 'unrest', 'best_iteration']
 
-# %% ../../../nbs/systems/looped/06_measures.ipynb #bc5370f9
+# %% ../../../nbs/systems/looped/06_measures.ipynb #9ab71914
 import math
 from collections.abc import Callable
 
-import numpy as np
-import pandas as pd
-
 from ...core.claimtest import CannotShow
 from ...core.config import UserError
-from ...core.paths import shipped
-from ...core.statistics import Interval, interval
 
 # %% ../../../nbs/systems/looped/06_measures.ipynb #c7475a02
 FLOOR = .05  # share of boards below which a network has not left the plateau
@@ -154,7 +149,7 @@ def collapses(record:dict) -> bool:
     peaks = [max(shares[:i]) for i in range(1, len(shares))]
     return any(share < peak / 10 for share, peak in zip(shares[1:], peaks) if peak > FLOOR)
 
-# %% ../../../nbs/systems/looped/06_measures.ipynb #2e25109f
+# %% ../../../nbs/systems/looped/06_measures.ipynb #e317fe6c
 def growth(record:dict) -> float: # natural logarithm of the ratio
     "How much the prediction state grows from the trained number of iterations to the largest tested; tenfold at most."
     if record['metrics'].get('diverged'): return math.log(10)  # one number beyond all bars, so that means exist
@@ -177,16 +172,3 @@ def best_iteration(record:dict) -> float: # between 0 and 1
     "The iteration at which most blanks of unsolved boards are right, as a share of those that were made."
     made = record['config']['answer_iterations'] or record['config']['iterations']
     return record['metrics']['best_iteration'] / made
-
-def times(left:str, # experiment
-          right:str, # experiment
-          level:float=.95, # confidence level
-         ) -> Interval: # left over right
-    "CPU seconds of an update over those of another, side by side in one process, from `benchmarks/step_times.py`."
-    path = shipped('data/step_times.csv')
-    if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
-    table = pd.read_csv(path)
-    rows = table[(table['left'] == left) & (table['right'] == right)]
-    if rows.empty: raise UserError(f'data/step_times.csv has no rows of {left} and {right}; see benchmarks')
-    found = interval(np.log(rows['left_seconds'] / rows['right_seconds']), level)
-    return Interval(*map(math.exp, found))
