@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.config import UserError
 
-# %% ../../nbs/nn/01_positions.ipynb #5063882c
+# %% ../../nbs/nn/01_positions.ipynb #a627236c
 def sinusoids(length:int, # number of positions
               width:int, # number of channels, even
              ) -> Tensor: # table of positions, (length, width)
@@ -39,7 +39,7 @@ def line_rotations(length:int, # number of positions along one line
                    width:int, # channels of a head, even
                    base:float=10_000., # wavelengths rise up to about 2 pi times this
                   ) -> Tensor: # cosines and sines, (2, length, width), float64 on the CPU
-    "Angles of a rotary embedding of one axis (Su 2021), in double precision: they are rounded once, where they are used."
+    "Angles of a rotary embedding of one axis (Su 2021), in double precision; round them where they are used."
     if width % 2:
         raise UserError(f'rotations turn pairs of channels, and a head has {width}; change d_model or heads')
     place = torch.arange(length, dtype=torch.float64, device='cpu')

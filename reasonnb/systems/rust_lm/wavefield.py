@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ...core.config import UserError, unknown
 from ...nn.causal_attention import check_heads, check_tokens, plain_linear
 
-# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #c694c952
+# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #4c437205
 class Interpolation(nn.Module):
     "Places tokens into the cells of a field, and reads them from there."
     def __init__(self,
@@ -26,7 +26,7 @@ class Interpolation(nn.Module):
                 ):
         super().__init__()
         if context < 1 or cells < 2:
-            raise UserError(f'context={context}, field_size={cells}: a field has at least 2 cells, for at least 1 token')
+            raise UserError(f'context={context}, field_size={cells}: at least 1 token and 2 cells are needed')
         place = torch.arange(context, dtype=torch.float64) * (cells - 1) / max(1, context - 1)
         low = place.long().clamp(max=cells - 2)
         self.cells = cells
@@ -91,7 +91,7 @@ def convolve(field:Tensor, # (batch, cells, heads, width)
     waves = torch.fft.rfft(field.to(exact), 2 * cells, 1) * torch.fft.rfft(kernel.to(exact), 2 * cells, 0)[..., None]
     return torch.fft.irfft(waves, 2 * cells, 1)[:, :cells].to(field.dtype)
 
-# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #faf49462
+# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #38ff425b
 class Wavefield(nn.Module):
     "The log's mixer, section *Wavefield Haar*; an output depends on later tokens."
     causal = False
@@ -114,7 +114,7 @@ class Wavefield(nn.Module):
         self.d_model, self.heads, self.levels, self.mode = d_model, heads, levels, mode
         self.places = Interpolation(context, field_size)
         self.source, self.gate, self.out = (linear(d_model, d_model) for _ in range(3))
-        uniform = lambda low, high, *shape: nn.Parameter(torch.empty(shape).uniform_(low, high))
+        def uniform(low, high, *shape): return nn.Parameter(torch.empty(shape).uniform_(low, high))
         if mode == 'haar': self.coefficients = uniform(-.5, .5, heads, field_size)
         else:
             self.frequency, self.phase = uniform(.3, 4., heads), uniform(0., torch.pi, heads)
@@ -133,27 +133,29 @@ class Wavefield(nn.Module):
     def mix(self, u:Tensor # (batch, time, d_model)
            ) -> Tensor: # (batch, time, d_model)
         "Place the tokens into the field, mix its cells and heads, read the tokens back."
-        field = self.places.scatter(u).unflatten(2, (self.heads, -1))
-        if self.mode == 'haar':
-            scaled = haar(field, self.levels) * self.coefficients.T[..., None].to(field.dtype)
-            field = inverse_haar(scaled, self.levels)
-        else: field = convolve(field, damped_wave(self.decay, self.frequency, self.phase, field.shape[1]))
+        field = self.mix_cells(self.places.scatter(u).unflatten(2, (self.heads, -1)))
         if self.coupling is not None:
             field = torch.einsum('gh,bfhc->bfgc', self.coupling.softmax(-1).to(field.dtype), field)
         return self.places.gather(field.flatten(2), u.shape[1])
 
-# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #206e8805
+    def mix_cells(self, field:Tensor # (batch, cells, heads, width)
+                 ) -> Tensor: # (batch, cells, heads, width)
+        "Each head by its own kernel."
+        if self.mode == 'fft': return convolve(field, damped_wave(self.decay, self.frequency, self.phase, field.shape[1]))
+        scaled = haar(field, self.levels) * self.coefficients.T[..., None].to(field.dtype)
+        return inverse_haar(scaled, self.levels)
+
+# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #82bd1237
 @torch.no_grad()
-def time_matrices(layer:Wavefield, # one head is enough
+def time_matrices(layer:Wavefield, # in double precision, so that what is left by rounding can be told from what is seen
                   time:int, # number of tokens
                  ) -> Tensor: # entry t, s is what output t takes of token s, (heads, time, time)
-    "The mixing of each head as a matrix over time; a coupling of the heads is left out."
-    held, layer.coupling = layer.coupling, None
-    try:
-        dtype = next(iter(layer.kernel_parameters())).dtype
-        one_each = torch.eye(time, dtype=dtype)[:, :, None].expand(-1, -1, layer.heads)
-        return layer.mix(one_each).permute(2, 1, 0)
-    finally: layer.coupling = held
+    "The mixing of each head as a matrix over time, without a coupling of the heads."
+    cells, dtype = layer.places.cells, layer.kernel_parameters()[0].dtype
+    one_each = torch.eye(cells, dtype=dtype)[:, :, None, None].expand(-1, -1, layer.heads, 1)
+    kernel = layer.mix_cells(one_each)[..., 0]  # source cell, cell, head
+    written = layer.places.gather(kernel, time)
+    return layer.places.gather(written.transpose(0, 1), time).permute(2, 0, 1)
 
 def future_share(matrices:Tensor, # (heads, time, time)
                 ) -> pd.DataFrame: # one row for each head
