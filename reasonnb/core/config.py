@@ -132,7 +132,7 @@ class Settings:
         "Twelve hex digits that are equal exactly when all fields are equal."
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../../nbs/core/00_config.ipynb #d69b10f1
+# %% ../../nbs/core/00_config.ipynb #5bf8ef6c
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     "Every setting of a run that the trainer reads. A system subclasses it with its own fields and its own `check`."
@@ -151,6 +151,10 @@ class Config(Settings):
     lr_floor: float = 0.01  # share of the peak that a decay ends at
     decay: int = 0  # updates of the final decay (wsd)
     decay_shape: Literal['cosine', 'sqrt'] = 'cosine'  # form of the final decay; sqrt is 1 - sqrt(progress)
+    restart: int = 0  # update at which a finished schedule starts anew (wsd), 0 = never
+    restart_peak: float = 1.0  # peak after the restart, share of lr
+    restart_ramp: int = 0  # updates of linear warm-up after the restart, from the rate before it
+    restart_decay: int = 0  # updates of the final decay after the restart, 0 = as many as decay
     clip: float = 1.0  # largest gradient norm, 0 = off
     ema: float = 0.0  # decay of the averaged weights, 0 = off
     precision: Literal['float32', 'bfloat16'] = 'float32'  # bfloat16 by autocast, with float32 weights
@@ -166,7 +170,20 @@ class Config(Settings):
 
     def check(self): check_config(self)
 
-# %% ../../nbs/core/00_config.ipynb #652040a3
+# %% ../../nbs/core/00_config.ipynb #8b26a18f
+def _check_restart(c:Config, refuse):
+    "The rules of a schedule that starts anew: both of its parts must fit."
+    if not c.restart:
+        for name, default in (('restart_peak', 1.0), ('restart_ramp', 0), ('restart_decay', 0)):
+            refuse(getattr(c, name) != default, f"{name}={getattr(c, name)} belongs to a restart; set restart too")
+        return
+    refuse(c.schedule != 'wsd', f"restart={c.restart} belongs to schedule='wsd', not {c.schedule!r}; set restart=0")
+    refuse(c.warmup + c.decay > c.restart,
+           f"warmup={c.warmup} + decay={c.decay} do not fit before restart={c.restart}")
+    decay = c.restart_decay or c.decay
+    refuse(c.restart + c.restart_ramp + decay > c.steps, f"restart={c.restart} + restart_ramp={c.restart_ramp} + "
+           f"a decay of {decay} do not fit into steps={c.steps}")
+
 def check_config(c:Config):
     "Raise `UserError` for the first rule that `c` breaks."
     def refuse(when, why):
@@ -189,6 +206,7 @@ def check_config(c:Config):
            f"decay={c.decay} belongs to schedule='wsd', not {c.schedule!r}; set decay=0")
     refuse(not c.decay and c.schedule == 'wsd', "schedule='wsd' needs decay > 0, e.g. a fifth of steps")
     refuse(c.warmup + c.decay > c.steps, f"warmup={c.warmup} + decay={c.decay} do not fit into steps={c.steps}")
+    _check_restart(c, refuse)
     refuse(c.schedule == 'cosine' and c.warmup == c.steps,
            f"warmup={c.warmup} leaves no step for the cosine in steps={c.steps}")
 

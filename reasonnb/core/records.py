@@ -84,7 +84,7 @@ def read_jsonl(path) -> list[dict]: # all rows, an empty list if there is no fil
         except ValueError: raise UserError(f"{path} line {number} is not JSON; delete that line") from None
     return rows
 
-# %% ../../nbs/core/06_records.ipynb #2d8fa746
+# %% ../../nbs/core/06_records.ipynb #192d465b
 class RunFolder:
     "The files of one run; each is complete or absent, so the run may be killed at any moment."
     def __init__(self, path):
@@ -95,6 +95,7 @@ class RunFolder:
         self.env, self.record = self.path / 'env.json', self.path / 'record.json'
         self.metrics = self.path / 'metrics.jsonl'
         self.checkpoint, self.best = self.path / 'checkpoint.pt', self.path / 'best.pt'
+        self.stable = self.path / 'stable.pt'  # the checkpoint where the final decay begins
 
     def log(self, row:dict): append_jsonl(self.metrics, row)
     def rows(self) -> list[dict]: return read_jsonl(self.metrics)
@@ -105,11 +106,11 @@ class RunFolder:
         "Drop what a killed run left after its checkpoint: rows, which will be written again, and half-written files."
         rows = [row for row in self.rows() if row['step'] <= (evaluated if row['kind'] == 'eval' else step)]
         with atomic(self.metrics) as file: file.write(b''.join(json.dumps(row).encode() + b'\n' for row in rows))
-        for name in (self.metrics, self.checkpoint, self.best, self.env, self.record):
+        for name in (self.metrics, self.checkpoint, self.best, self.stable, self.env, self.record):
             for part in self.path.glob(f'.{name.name}.*.tmp'):
                 part.unlink(missing_ok=True)
 
-    def save(self, path:Path, # `checkpoint` or `best` of this folder
+    def save(self, path:Path, # `checkpoint`, `best` or `stable` of this folder
              state:dict, # tensors and plain values, so that it can be read without unpickling code
             ):
         "Write a checkpoint; the previous one stays until the new one is complete."

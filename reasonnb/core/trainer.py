@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Task', 'Progress', 'Run', 'train_step', 'train_row', 'evaluate', 'save', 'restore', 'fit']
 
-# %% ../../nbs/core/13_trainer.ipynb #17faa2c9
+# %% ../../nbs/core/13_trainer.ipynb #cea15ec6
 import math, signal, time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,16 @@ from .guards import (TrainingError, alarms, check_finite, check_same_config, for
 from .interrupts import locked, postponed_signals
 from .optimizers import EMA, make_optimizer
 from .records import Reporter, RunFolder, environment, make_record, mirror, read_json, write_json
-from .schedules import lr_at
+from .schedules import decay_begins, lr_at
 from .starts import from_its_start
 
-# %% ../../nbs/core/13_trainer.ipynb #3126b7df
+# %% ../../nbs/core/13_trainer.ipynb #b79b778a
 class Task(Protocol):
     """What a system implements for the trainer. Optional: `test() -> dict[str, float]` (the final metrics, measured
     once, on data that `evaluate` never sees; without it the last evaluation is final), `describe() -> dict` (params,
-    data, protocol, flop_per_item for the record), `parallel = True` (asks for data parallelism under torchrun), and
-    a pair `state_dict`, `load_state_dict` of a task that changes while it trains (tensors and plain values, kept in
+    data, protocol, flop_per_item for the record), `parallel = True` (asks for data parallelism under torchrun),
+    `make_optimizer(config) -> Optimizers` (instead of that of `core.optimizers`, for the model on its device), and a
+    pair `state_dict`, `load_state_dict` of a task that changes while it trains (tensors and plain values, kept in
     each checkpoint)."""
     model: nn.Module
 
@@ -59,14 +61,15 @@ class Progress:
     busy: float = 0.0  # seconds that those updates took
     seconds: float = 0.0  # seconds of the whole run, over all restarts
 
-# %% ../../nbs/core/13_trainer.ipynb #ba24ec5a
+# %% ../../nbs/core/13_trainer.ipynb #ea633dfc
 class Run:
     "A run in flight."
     def __init__(self, task:Task, config:Config, folder:RunFolder, device:torch.device, ranks:Ranks):
         self.task, self.config, self.folder, self.device, self.ranks = task, config, folder, device, ranks
         self.model = task.model.to(device)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.model, config)
+        own = getattr(task, 'make_optimizer', None)  # of a task that sorts its parameters in its own way
+        self.optimizer = own(config) if own else make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.now, self.clock = Progress(), time.perf_counter()
 
@@ -169,7 +172,7 @@ def evaluate(run:Run):
         raise
     now.evaluated = now.step
 
-# %% ../../nbs/core/13_trainer.ipynb #5972e3b8
+# %% ../../nbs/core/13_trainer.ipynb #7fe9116f
 def _parts(run:Run) -> dict: # name -> object with state_dict and load_state_dict
     "What a checkpoint holds besides progress and noise; a task counts if it keeps a state."
     parts = {name: getattr(run, name) for name in ('model', 'optimizer', 'ema')}
@@ -178,11 +181,15 @@ def _parts(run:Run) -> dict: # name -> object with state_dict and load_state_dic
 
 def save(run:Run):
     "Write the checkpoint: everything that the rest of the run depends on."
+    _write(run, run.folder.checkpoint)
+    run.now.saved = (run.now.step, run.now.evaluated)
+
+def _write(run:Run, path:Path):
+    "Write the state of the run; in all processes at once."
     noise, now = run.ranks.gather(rng_state()), run.now
     parts = {name: part.state_dict() for name, part in _parts(run).items()}
     state = {'config': run.config.to_dict(), 'now': {**vars(now), 'seconds': run.seconds}, 'noise': noise, **parts}
-    run.ranks.on_main(lambda: run.folder.save(run.folder.checkpoint, state))
-    now.saved = (now.step, now.evaluated)
+    run.ranks.on_main(lambda: run.folder.save(path, state))
 
 def restore(run:Run):
     "Go on from the checkpoint in the folder; without one, start from the seed. Rows after the checkpoint are dropped."
@@ -220,7 +227,7 @@ def _watchers(run:Run,
             show.step(step)
         yield watch
 
-# %% ../../nbs/core/13_trainer.ipynb #ec9f720c
+# %% ../../nbs/core/13_trainer.ipynb #764fcb23
 def _evaluation_due(run:Run) -> bool:
     "Whether this state is to be evaluated, and has not been yet."
     due = run.config.eval_every and run.now.step % run.config.eval_every == 0
@@ -231,6 +238,10 @@ def _save_due(run:Run) -> bool:
     every = run.config.checkpoint_every or run.config.eval_every
     due = every and run.now.step and run.now.step % every == 0
     return bool(run.done or due) and run.now.saved != (run.now.step, run.now.evaluated)
+
+def _decay_begins(run:Run) -> bool:
+    "Whether the next update is the first of the final decay."
+    return run.config.schedule == 'wsd' and run.now.step == decay_begins(run.config)
 
 def _loop(run:Run,
           stop, # its `number` is set when a signal came
@@ -244,6 +255,7 @@ def _loop(run:Run,
             evaluate(run)
             watch(now.step, {'step': now.step, 'kind': 'eval', **now.metrics})
         if _save_due(run): save(run)
+        if _decay_begins(run): _write(run, run.folder.stable)
         if run.done: return True
         start = time.perf_counter()
         terms = train_step(run)
