@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...core.config import UserError
 
-# %% ../../../nbs/systems/rust_lm/05_streams.ipynb #56fe3d71
+# %% ../../../nbs/systems/rust_lm/05_streams.ipynb #4eb19389
 def expand(x:Tensor, # (batch, time, d_model)
            streams:int, # how many
           ) -> Tensor: # (streams, batch, time, d_model)
@@ -24,6 +24,9 @@ def collapse(streams:Tensor # (streams, batch, time, d_model)
             ) -> Tensor: # (batch, time, d_model)
     "The mean of the streams."
     return streams.mean(0)
+
+def _of_each(weights:Tensor, streams:Tensor) -> Tensor: # (streams,) -> (streams, 1, ...), as many axes as `streams`
+    return weights.view(-1, *[1] * (streams.ndim - 1))
 
 class HyperConnections(nn.Module):
     "How one sub-layer reads several residual streams and writes to them (log: mHC-lite; 2601.05732)."
@@ -43,15 +46,15 @@ class HyperConnections(nn.Module):
                 self.mix.fill_(2)  # at the clamp of 3 one step outwards would leave it without gradient
                 self.pre_bias.fill_(-3)[layer % streams] = 3
 
-    def read(self, streams:Tensor # (streams, batch, time, d_model)
-            ) -> Tensor: # input of the sub-layer, (batch, time, d_model)
+    def read(self, streams:Tensor # (streams, ..., d_model)
+            ) -> Tensor: # input of the sub-layer, (..., d_model)
         "A weighted sum of the streams."
-        return (torch.sigmoid(self.pre + self.pre_bias)[:, None, None, None] * streams).sum(0)
+        return (_of_each(torch.sigmoid(self.pre + self.pre_bias), streams) * streams).sum(0)
 
-    def write(self, streams:Tensor, # (streams, batch, time, d_model)
-              update:Tensor, # output of the sub-layer, (batch, time, d_model)
-             ) -> Tensor: # (streams, batch, time, d_model)
+    def write(self, streams:Tensor, # (streams, ..., d_model)
+              update:Tensor, # output of the sub-layer, (..., d_model)
+             ) -> Tensor: # (streams, ..., d_model)
         "Add the update to each stream, then mix the streams."
-        streams = streams + 2 * torch.sigmoid(self.post + self.post_bias)[:, None, None, None] * update
+        streams = streams + 2 * _of_each(torch.sigmoid(self.post + self.post_bias), streams) * update
         shifted = streams.roll(1, 0)
         return shifted + torch.sigmoid(self.mix.clamp(-3, 3)) * (streams - shifted)
