@@ -43,7 +43,7 @@ def window_mask(time:int, # number of tokens
     back = place[:, None] - place
     return (back >= 0) & (back < window)
 
-# %% ../../nbs/nn/08_causal_attention.ipynb #16e5088c
+# %% ../../nbs/nn/08_causal_attention.ipynb #0693ea09
 class RotaryHeads(nn.Module):
     "Projections of tokens to queries, keys and values, normed and rotated; the parameters of `CausalAttention`."
     def __init__(self,
@@ -65,7 +65,7 @@ class RotaryHeads(nn.Module):
         self.width = d_model // heads
         self.query, self.out = linear(d_model, d_model), linear(d_model, d_model)
         self.key, self.value = (linear(d_model, kv_heads * self.width) for _ in range(2))
-        self.query_norm, self.key_norm = (nn.RMSNorm(self.width) if qk_norm else nn.Identity() for _ in range(2))
+        self.query_norm, self.key_norm = (nn.RMSNorm(self.width) if qk_norm else None for _ in range(2))
         self.register_buffer('turns', line_rotations(0, self.width) if rope else None, persistent=False)
 
     def project(self, x:Tensor, # (batch, time, d_model)
@@ -73,10 +73,14 @@ class RotaryHeads(nn.Module):
                ) -> tuple[Tensor, Tensor, Tensor]: # queries, keys, values, (batch, heads, time, width) each
         parts = self.query(x), self.key(x), self.value(x)
         q, k, v = (part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in parts)
-        q, k = self.query_norm(q), self.key_norm(k)
+        q, k = self._normed(q, self.query_norm), self._normed(k, self.key_norm)
         if not self.rope: return q, k, v
         turns = self._turns_to(first + x.shape[1], q)[:, first:first + x.shape[1]]
         return rotate(q, turns), rotate(k, turns), v
+
+    def _normed(self, x:Tensor, norm:nn.RMSNorm|None) -> Tensor: # as `x`
+        "In the precision of the norm's weights, which may be higher than that of `x`."
+        return x if norm is None else norm(x.to(norm.weight.dtype)).to(x.dtype)
 
     def _turns_to(self, length:int, like:Tensor) -> Tensor: # (2, at least `length`, width)
         "The table of rotations, computed anew if it is too short or of another kind."
