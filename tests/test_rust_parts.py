@@ -16,7 +16,7 @@ from reasonnb.core.trainer import fit
 from reasonnb.systems.rust_lm.config import RustConfig
 from reasonnb.systems.rust_lm.heads import FutureHeads, exit_distribution, exit_loop, exit_loss, mtp_losses
 from reasonnb.systems.rust_lm.ngram_memory import BigramTable, Engram, is_prime, multipliers, ngram_rows
-from reasonnb.systems.rust_lm.optimizing import Int8Muon, Lion, assignment, make_rust_optimizer, packed, parameter_kinds
+from reasonnb.systems.rust_lm.optimizing import Lion, Muon, assignment, make_rust_optimizer, packed, parameter_kinds
 from reasonnb.systems.rust_lm.streams import HyperConnections, collapse, expand
 from reasonnb.systems.rust_lm.ternary import TernaryLinear, eight_bits, rounded, ternary
 from toy_task import ToyConfig, ToyTask
@@ -260,7 +260,7 @@ def test_an_optimizer_goes_on_from_its_state(int8):
 
 def test_the_momentum_holds_on_to_no_graph():
     w = nn.Parameter(torch.randn(16, 16))
-    muon = Int8Muon([w], lr=.1)
+    muon = Muon([w], eight_bits=True, lr=.1)
     for _ in range(3):
         muon.zero_grad()
         w.grad, = torch.autograd.grad(w.square().sum(), w, create_graph=True)
