@@ -62,7 +62,7 @@ class _Drawer(Scope):
         self.nats += log(len(items))
         return list(items)[int(self.draw() * len(items))]
 
-# %% ../../nbs/text/01_grammar.ipynb #5e39551b
+# %% ../../nbs/text/01_grammar.ipynb #9164f165
 class _Expressions(_Drawer):
     "Writes expressions."
     def expression(self, depth:int) -> str:
@@ -81,7 +81,8 @@ class _Expressions(_Drawer):
         if kind == 'list': return f"vec![{self.several(self.pick('items'), depth + 1)}]"
         if kind == 'call': return self.call(depth)
         if kind == 'chain':
-            return self.one_of(self.variables) + ''.join([self.method('method', depth) for _ in range(self.pick('chain'))])
+            name, n = self.one_of(self.variables), self.pick('chain')
+            return name + ''.join([self.method('method', depth) for _ in range(n)])
         variable = self.one_of(self.held())
         return f'{variable}.{self.one_of(self.records[self.variables[variable]])}'
 
@@ -140,7 +141,7 @@ class _Statements(_Expressions):
     def call_(self, depth): return f'{self.call(0)};'
     def print_(self, depth): return f"println!(\"{self.pick('word')} {{}}\", {self.expression(1)});"
 
-# %% ../../nbs/text/01_grammar.ipynb #7373a446
+# %% ../../nbs/text/01_grammar.ipynb #c969f463
 class _Writer(_Statements):
     "Writes whole texts."
     def condition(self) -> str:
@@ -148,7 +149,8 @@ class _Writer(_Statements):
         return ' && '.join([f"{self.expression(1)} {self.pick('compare')} {self.expression(1)}" for _ in range(n)])
 
     def bound(self) -> str:
-        return self.pick('literal') if self.pick('bound', self.no_bounds()) == 'literal' else self.one_of(self.variables)
+        kind = self.pick('bound', self.no_bounds())
+        return self.pick('literal') if kind == 'literal' else self.one_of(self.variables)
 
     def while_(self, depth): return f'while {self.condition()} {self.block(depth)}'
 

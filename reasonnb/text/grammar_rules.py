@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'BLOCKS', 'EXPRESSIONS', 'ARGUMENTS', 'Scope']
 
-# %% ../../nbs/text/05_grammar_rules.ipynb #4d2b2b66
+# %% ../../nbs/text/05_grammar_rules.ipynb #ce4308dc
 def _falling(words:str) -> dict[str, float]:
     "Weights 1/2, 1/3, 1/4, ... of the words of a line."
     return {word: 1 / place for place, word in enumerate(words.split(), 2)}
@@ -18,7 +18,7 @@ RULES = dict(
     record=_falling('Config Point Vertex Parser Matrix Account Request Shape'),
     fields={1: 1, 2: 4, 3: 3, 4: 2},
     field=_falling('id name kind weight origin radius owner balance children capacity'),
-    types=dict.fromkeys(['i32', 'usize', 'bool', 'String', 'u64'], 1),  # equally likely, with those that a text declares
+    types=dict.fromkeys(['i32', 'usize', 'bool', 'String', 'u64'], 1),  # drawn with equal chances
     wrapper={'': 8, 'Vec': 3, 'Option': 2},
     functions={1: 3, 2: 5, 3: 2},
     function=_falling('parse update compute insert_all find_best merge reduce_by visit split_at resolve apply_to '
@@ -30,8 +30,8 @@ RULES = dict(
     statement={'let': 8, 'assign': 4, 'method': 3, 'call': 1.25, 'print': 2, 'if': 2.5,
                'while': .5, 'for': 1.5, 'match': .75},
     value={'expression': 4, 'record': 1},
-    name=_falling('value index count total result buffer node key left right start first item data amount offset cursor '
-                  'parent token state input output width breadth depth limit entry cache queue stack factor margin'),
+    name=_falling('value index count total result buffer node key left right start first item data amount offset '
+                  'cursor parent token state input output width breadth depth limit entry cache queue stack factor margin'),
     mutable={'': 3, 'mut ': 2},
     annotation={'without': 4, 'with': 1},
     assign={'=': 3, '+=': 4, '-=': 2, '*=': 1},
