@@ -58,7 +58,7 @@ def test_intervals_of_few_files():
 
 def windows(**changed):
     "Two files, the second in two windows."
-    held = dict(tokens=torch.tensor([[0, 1, 2], [0, 3, 1], [3, 1, 2]]), document=torch.tensor([0, 1, 1]),
+    held = dict(windows=torch.tensor([[0, 1, 2], [0, 3, 1], [3, 1, 2]]), document=torch.tensor([0, 1, 1]),
                 mask=torch.tensor([[True, True], [True, True], [False, True]]), names=['a', 'b'],
                 bytes=np.array([4, 9]), nats=None)
     return SimpleNamespace(**{**held, **changed})
@@ -79,7 +79,7 @@ def test_evaluation_of_files():
 
 @pytest.mark.parametrize('call, message', [
     (lambda: metrics.evaluate_files(uniform, windows(bytes=None)), 'bytes_of'),
-    (lambda: metrics.evaluate_files(uniform, windows(tokens=torch.zeros(0, 3))), 'no windows'),
+    (lambda: metrics.evaluate_files(uniform, windows(windows=torch.zeros(0, 3))), 'no windows'),
     (lambda: metrics.evaluate_files(lambda ids: uniform(ids) * math.nan, windows()), 'not finite'),
     (lambda: metrics.evaluate_files(uniform, windows()).floor_gap([1.]), '1 known nats'),
     (lambda: metrics.smoothed_floor(-.1, 4), 'epsilon=-0.1')])

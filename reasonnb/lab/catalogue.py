@@ -48,10 +48,10 @@ def title(slug:str # of an experiment or a section
     "What readers are shown in the place of a slug."
     return _titles(shipped('data/logs/titles.csv'), shipped('data/logs/sections.csv')).get(slug, slug)
 
-# %% ../../nbs/lab/00_catalogue.ipynb #1bfbe12c
+# %% ../../nbs/lab/00_catalogue.ipynb #f3466427
 SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',
            'reasonnb.systems.equilibrium.experiments', 'reasonnb.systems.energy.experiments',
-           'reasonnb.systems.descent.experiments')
+           'reasonnb.systems.descent.experiments', 'reasonnb.systems.rust_lm.experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM
