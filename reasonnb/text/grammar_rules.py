@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'BLOCKS', 'EXPRESSIONS', 'ARGUMENTS', 'Scope']
 
-# %% ../../nbs/text/01_grammar_rules.ipynb #ce4308dc
+# %% ../../nbs/text/01_grammar_rules.ipynb #87485ba9
 def _falling(words:str) -> dict[str, float]:
     "Weights 1/2, 1/3, 1/4, ... of the words of a line."
     return {word: 1 / place for place, word in enumerate(words.split(), 2)}
@@ -31,7 +31,8 @@ RULES = dict(
                'while': .5, 'for': 1.5, 'match': .75},
     value={'expression': 4, 'record': 1},
     name=_falling('value index count total result buffer node key left right start first item data amount offset '
-                  'cursor parent token state input output width breadth depth limit entry cache queue stack factor margin'),
+                  'cursor parent token state input output width breadth depth limit entry cache queue stack '
+                  'factor margin'),
     mutable={'': 3, 'mut ': 2},
     annotation={'without': 4, 'with': 1},
     assign={'=': 3, '+=': 4, '-=': 2, '*=': 1},

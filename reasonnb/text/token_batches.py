@@ -56,17 +56,18 @@ class TextData:
                          f'{side.bytes / side.tokens:.2f} bytes per token{floor}')
         return '\n'.join(lines)
 
-# %% ../../nbs/text/08_token_batches.ipynb #6b4a3126
+# %% ../../nbs/text/08_token_batches.ipynb #40aa9a07
 def _read(config:TextConfig, data) -> tuple[Corpus, dict[str, float]|None]: # -ln p by name, of generated texts
     "The corpus of a run."
     if config.corpus != 'generated': return load_corpus(config.corpus, config.corpus_mb, data=data), None
-    if config.corpus_mb: raise UserError('corpus_mb is for text from files; generated texts are counted by documents')
     corpus, nats = generated_corpus(config.documents)
     return corpus, dict(zip([document.name for document in corpus.documents], nats.tolist()))
 
 def _asked(config:TextConfig, data) -> str: # name of a folder
     "Changes with whatever the tokens depend on, as far as it can be seen without reading the text."
     if config.corpus == 'generated':
+        if config.corpus_mb:
+            raise UserError('corpus_mb is for text from files; generated texts are counted by `documents`')
         code = b''.join(path.read_bytes() for path in sorted((package() / 'text').glob('grammar*.py')))
         seen = [hashlib.sha256(code).hexdigest(), config.documents]
     else: seen = [fingerprint(config.corpus, data=data), config.corpus_mb]

@@ -119,15 +119,15 @@ def train_tokenizer(texts, # texts for training, list[str]
                         f'use vocab={found} or less, or more text')
     return Tokenizer(inner.to_str())
 
-# %% ../../nbs/text/05_tokenizer.ipynb #8c241373
+# %% ../../nbs/text/05_tokenizer.ipynb #503116e4
 TRAINED_ON = 5_000_000 # bytes
 
 def sample(documents, # for training
            most:int=TRAINED_ON, # bytes
           ) -> list[Document]:
-    "The first documents by hash that hold at most so many bytes, and at least one."
+    "The first documents by `order` that hold at most so many bytes, and at least one."
     chosen, size = [], 0
-    for document in sorted(documents, key=lambda d: (d.hash, d.name)):
+    for document in sorted(documents, key=lambda d: (d.order, d.name)):
         size += len(document.data)
         if chosen and size > most: break
         chosen.append(document)
