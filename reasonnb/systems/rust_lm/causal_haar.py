@@ -61,7 +61,7 @@ def past_blocks(t:int # position, from 0
     sizes = [1 << bit for bit in reversed(range(t.bit_length())) if t >> bit & 1]
     return [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
 
-# %% ../../../nbs/systems/rust_lm/02_causal_haar.ipynb #1b2950a5
+# %% ../../../nbs/systems/rust_lm/02_causal_haar.ipynb #ed04f2f6
 def levels_for(context:int # number of tokens
               ) -> int: # at least 1
     "The fewest levels of doubling that reach over `context` tokens."
@@ -108,6 +108,12 @@ class HaarMixer(nn.Module):
                ) -> Tensor: # (..., d_model)
         "One term of the sum over levels."
         return ((part * weight).unflatten(-1, (self.heads, -1)) * strength[..., None]).flatten(-2)
+
+    def _plus(self, y:Tensor, *term) -> Tensor: # (..., d_model)
+        "`y` and one term, see `_scaled`, with fewer passes over memory."
+        part, strength, weight = term
+        part = (part * weight).unflatten(-1, (self.heads, -1))
+        return torch.addcmul(y.unflatten(-1, (self.heads, -1)), part, strength[..., None]).flatten(-2)
 
     def _output(self, x:Tensor, y:Tensor) -> Tensor: # (..., d_model)
         gate = self.gate(x)
@@ -169,7 +175,7 @@ class HaarFenwick(HaarMixer):
         means = tuple(u[:, first:first + size].mean(1) for first, size in reversed(past_blocks(x.shape[1])))
         return self._output(x, self._mix(u, self._strengths(x))), FenwickState(x.shape[1], means)
 
-# %% ../../../nbs/systems/rust_lm/02_causal_haar.ipynb #cda64073
+# %% ../../../nbs/systems/rust_lm/02_causal_haar.ipynb #a7a33a33
 class ShiftState(NamedTuple):
     "The last means of every level, in rings that lie one behind the other; a step writes into them."
     length: int  # tokens so far
@@ -194,11 +200,11 @@ class HaarShift(HaarMixer):
              strengths:Tensor, # (batch, time, levels + 1, heads)
             ) -> Tensor: # (batch, time, d_model)
         means, factors = self._means(u), self._factors()
-        last, y = next(means), 0
+        last, y = next(means), torch.zeros_like(u)
         for level, mean in enumerate(means):
-            y = y + self._scaled(last - mean, strengths[:, :, level], factors[level])
+            y = self._plus(y, last - mean, strengths[:, :, level], factors[level])
             last = mean
-        return y + self._scaled(last, strengths[:, :, -1], factors[-1])
+        return self._plus(y, last, strengths[:, :, -1], factors[-1])
 
     def start(self, batch:int, device=None, dtype=None) -> ShiftState:
         "Zeros; device and dtype are those of the weights unless given."

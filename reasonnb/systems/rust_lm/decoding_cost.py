@@ -76,7 +76,7 @@ def decode_cost(mixers:Mapping[str, nn.Module], # name -> a causal mixer
             rows.append(dict(mixer=name, context=context, ms_per_token=1e3 * middle, kilobytes=size / 1e3))
     return pd.DataFrame(rows)
 
-# %% ../../../nbs/systems/rust_lm/03_decoding_cost.ipynb #a6136e04
+# %% ../../../nbs/systems/rust_lm/03_decoding_cost.ipynb #c70c89f5
 def draw_cost(axes:Sequence[Axes], # two, for state and time; styled by `core.figure_style`
               cost:pd.DataFrame, # from `decode_cost`
              ):
@@ -87,4 +87,4 @@ def draw_cost(axes:Sequence[Axes], # two, for state and time; styled by `core.fi
             ax.plot(part.context, part[column], label=name, **look)
         ax.set(xscale='log', yscale='log', xlabel='tokens before', ylabel=label)
         ax.set_xscale('log', base=2)
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False, loc='upper left', fontsize=8.5)

@@ -91,7 +91,7 @@ def convolve(field:Tensor, # (batch, cells, heads, width)
     waves = torch.fft.rfft(field.to(exact), 2 * cells, 1) * torch.fft.rfft(kernel.to(exact), 2 * cells, 0)[..., None]
     return torch.fft.irfft(waves, 2 * cells, 1)[:, :cells].to(field.dtype)
 
-# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #38ff425b
+# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #615632ef
 class Wavefield(nn.Module):
     "The log's mixer, section *Wavefield Haar*; an output depends on later tokens."
     causal = False
@@ -141,7 +141,8 @@ class Wavefield(nn.Module):
     def mix_cells(self, field:Tensor # (batch, cells, heads, width)
                  ) -> Tensor: # (batch, cells, heads, width)
         "Each head by its own kernel."
-        if self.mode == 'fft': return convolve(field, damped_wave(self.decay, self.frequency, self.phase, field.shape[1]))
+        if self.mode == 'fft':
+            return convolve(field, damped_wave(self.decay, self.frequency, self.phase, field.shape[1]))
         scaled = haar(field, self.levels) * self.coefficients.T[..., None].to(field.dtype)
         return inverse_haar(scaled, self.levels)
 
