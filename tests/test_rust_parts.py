@@ -303,7 +303,8 @@ class Own(ToyTask):
         return Optimizers(torch.optim.SGD(self.model.parameters(), lr=config.lr, momentum=.9))
 
 
-STATES = {'dropout and batch norm': (ToyTask, {}), 'average and SAM': (ToyTask, dict(ema=.9, sam_rho=.05, accumulate=2)),
+STATES = {'dropout and batch norm': (ToyTask, {}),
+          'average and SAM': (ToyTask, dict(ema=.9, sam_rho=.05, accumulate=2)),
           'Muon': (ToyTask, dict(optimizer='muon')), 'an optimizer of its own': (Own, {})}
 
 
