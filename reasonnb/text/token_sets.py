@@ -5,7 +5,11 @@
 # %% auto #0
 __all__ = ['TokenSet', 'write_side', 'open_side', 'windows', 'HeldOut', 'held_out']
 
+<<<<<<< HEAD
 # %% ../../nbs/text/14_token_sets.ipynb #3dfeb499
+=======
+# %% ../../nbs/text/08_token_sets.ipynb #70f08e07
+>>>>>>> h/data
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..core.config import UserError
 from ..core.records import atomic, read_json, write_json
@@ -43,7 +48,11 @@ class TokenSet:
         "The mean -ln p of a token, which no model can beat on average; None for text that was not generated."
         return None if self.nats is None else float(self.nats.sum()) / self.tokens
 
+<<<<<<< HEAD
 # %% ../../nbs/text/14_token_sets.ipynb #db999fac
+=======
+# %% ../../nbs/text/08_token_sets.ipynb #251261d9
+>>>>>>> h/data
 _BLOCK = 256 # documents that are encoded at once
 
 def write_side(folder:Path, # to write into
@@ -60,9 +69,10 @@ def write_side(folder:Path, # to write into
             digest.update(data)
             file.write(data)
         put([tokenizer.end])
-        for first in range(0, len(documents), _BLOCK):
+        starts = range(0, len(documents), _BLOCK)
+        for first in tqdm(starts, desc=f'tokens for {side}', mininterval=2, disable=len(starts) < 10):
             for tokens in tokenizer.encode_batch([d.text for d in documents[first:first + _BLOCK]]):
-                put([*tokens, tokenizer.end])
+                put(np.append(tokens, tokenizer.end))
                 lengths.append(len(tokens) + 1)
     about = dict(starts=np.cumsum([1, *lengths]).tolist(), sizes=[len(d.data) for d in documents],
                  nats=nats and [nats[d.name] for d in documents], names=[d.name for d in documents])
