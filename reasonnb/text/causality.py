@@ -76,7 +76,7 @@ class Report:
         if self.influence is None: raise UserError('no influence was measured: the model does not read its tokens')
         return plot_influence(self.influence, self.by_gradient, axes)
 
-# %% ../../nbs/text/10_causality.ipynb #7721a7b3
+# %% ../../nbs/text/10_causality.ipynb #98289307
 def replaced_influence(subject:Subject) -> Tensor: # (time, time)
     "Largest change of the logits at t when token s alone is replaced; for models without a derivative."
     before, columns = subject(subject.ids), []
@@ -110,7 +110,7 @@ def plot_influence(influence:np.ndarray, # (time, time)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         name = '|d logits[t] / d embedding[s]|' if by_gradient else 'change of logits[t] by token s'
-        bar = axes.figure.colorbar(image, ax=axes, label=name)
+        bar = axes.figure.colorbar(image, ax=axes, label=name, shrink=.85)
         bar.ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, .3)))
     return axes
 
