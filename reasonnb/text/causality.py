@@ -23,8 +23,13 @@ from . import leak_alarms, leak_tests
 from .leak_alarms import Check, first_line, not_run
 from .leak_tests import Subject
 
+<<<<<<< HEAD
 # %% ../../nbs/text/09_causality.ipynb #561b61b9
 @dataclass(frozen=True)
+=======
+# %% ../../nbs/text/10_causality.ipynb #a65ad939
+@dataclass(frozen=True, repr=False)
+>>>>>>> h/eval
 class Report:
     "What all tests found."
     checks: tuple[Check, ...]  # one per test
@@ -65,6 +70,8 @@ class Report:
         rows = [f'{c.test}  {c.outcome:8} {c.name:39} {c.number:9.2g}  {c.finding}' for c in self.checks]
         return '\n'.join([self.headline, *rows])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(index=False, na_rep='', float_format='{:.2g}'.format)
         return f'<p><b>{self.headline}</b></p>{table}'
@@ -74,7 +81,11 @@ class Report:
         if self.influence is None: raise UserError('no influence was measured: the model does not read its tokens')
         return plot_influence(self.influence, self.by_gradient, axes)
 
+<<<<<<< HEAD
 # %% ../../nbs/text/09_causality.ipynb #02aa6650
+=======
+# %% ../../nbs/text/10_causality.ipynb #98289307
+>>>>>>> h/eval
 def replaced_influence(subject:Subject) -> Tensor: # (time, time)
     "Largest change of the logits at t when token s alone is replaced; for models without a derivative."
     before, columns = subject(subject.ids), []
@@ -91,20 +102,25 @@ def plot_influence(influence:np.ndarray, # (time, time)
     "Heat map on a logarithmic scale; the title says whether anything is read ahead."
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
     top = influence[np.isfinite(influence)].max()
     shown = np.where(influence > 1e-9 * top, influence, np.nan)
     ahead = np.isfinite(np.triu(shown, 1)) & (np.triu(shown, 1) > 0)
     reach = (np.argwhere(ahead) @ (-1, 1)).max(initial=0)
-    title = 'Causal: no position reads a later token'
-    if reach: title = f'Leak: {ahead.any(1).sum()} of {len(ahead)} positions read up to {reach} tokens ahead'
+    title = 'Causal: nothing is read ahead'
+    if reach: title = f'Leak: {ahead.any(1).sum()} of {len(ahead)} positions read ahead, by up to {reach}'
     with plt.rc_context(style()):
         if axes is None: _, axes = plt.subplots(figsize=(4.6, 3.8), layout='constrained')
         image = axes.imshow(shown, norm=LogNorm(max(np.nanmin(shown), 1e-6 * top), top), cmap='viridis_r')
         axes.plot([-.5, len(shown) - .5], [-.5, len(shown) - .5], color='#D55E00', linewidth=.8)
         axes.grid(False)
-        axes.set(title=title, xlabel='token $s$', ylabel='logits at position $t$')
+        axes.set(xlabel='token $s$', ylabel='logits at position $t$')
+        axes.set_title(title, loc='left')
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         name = '|d logits[t] / d embedding[s]|' if by_gradient else 'change of logits[t] by token s'
-        axes.figure.colorbar(image, ax=axes, label=name)
+        bar = axes.figure.colorbar(image, ax=axes, label=name, shrink=.85)
+        bar.ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, .3)))
     return axes
 
 # %% ../../nbs/text/09_causality.ipynb #7082024e

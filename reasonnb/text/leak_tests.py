@@ -116,7 +116,11 @@ def subject(model:nn.Module|Callable, # maps ids (batch, time) to logits (batch,
         raise UserError(f'the model cannot be run on ids {tuple(ids.shape)} up to {int(ids.max())}: '
                         f'{first_line(error)}') from None
 
+<<<<<<< HEAD
 # %% ../../nbs/text/08_leak_tests.ipynb #d61cc5a1
+=======
+# %% ../../nbs/text/09_leak_tests.ipynb #3b4acf3e
+>>>>>>> h/eval
 TWICE, ORDER, ALONE = ('T7', 'same batch twice'), ('T7', 'order of the rows'), ('T7', 'a row alone')
 
 def twice(subject:Subject) -> Check:
@@ -143,7 +147,8 @@ def order_of_rows(subject:Subject) -> Check:
     together = subject(subject.ids)
     change = float(differences(together.roll(1, 0), subject(subject.ids.roll(1, 0))).max())
     failed = not subject.passes(change, together)
-    return judged(*ORDER, failed, change, 'a row depends on its place in the batch' if failed else 'rows move as they are')
+    words = 'a row depends on its place in the batch' if failed else 'rows move as they are'
+    return judged(*ORDER, failed, change, words)
 
 def row_alone(subject:Subject) -> Check:
     "Each row by itself."
