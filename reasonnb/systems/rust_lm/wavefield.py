@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ...core.config import UserError, unknown
 from ...nn.causal_attention import check_heads, check_tokens, plain_linear
 
-# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #4c437205
+# %% ../../../nbs/systems/rust_lm/01_wavefield.ipynb #c26b49ee
 class Interpolation(nn.Module):
     "Places tokens into the cells of a field, and reads them from there."
     def __init__(self,
@@ -33,7 +33,7 @@ class Interpolation(nn.Module):
         self.register_buffer('low', low, persistent=False)
         self.register_buffer('share', (place - low)[:, None], persistent=False)  # of the upper cell
 
-    def _of(self, time:int, like:Tensor) -> tuple[Tensor, Tensor]: # lower cells, (time,); shares of the upper, (time, 1)
+    def _of(self, time:int, like:Tensor) -> tuple[Tensor, Tensor]: # lower cells and shares of the upper
         if time > len(self.low): raise UserError(f'{time} tokens, but the field is spread over {len(self.low)}')
         return self.low[:time], self.share[:time].to(like.dtype)
 
