@@ -23,13 +23,8 @@ from . import leak_alarms, leak_tests
 from .leak_alarms import Check, first_line, not_run
 from .leak_tests import Subject
 
-<<<<<<< HEAD
-# %% ../../nbs/text/09_causality.ipynb #561b61b9
-@dataclass(frozen=True)
-=======
-# %% ../../nbs/text/10_causality.ipynb #a65ad939
+# %% ../../nbs/text/09_causality.ipynb #a65ad939
 @dataclass(frozen=True, repr=False)
->>>>>>> h/eval
 class Report:
     "What all tests found."
     checks: tuple[Check, ...]  # one per test
@@ -81,11 +76,7 @@ class Report:
         if self.influence is None: raise UserError('no influence was measured: the model does not read its tokens')
         return plot_influence(self.influence, self.by_gradient, axes)
 
-<<<<<<< HEAD
-# %% ../../nbs/text/09_causality.ipynb #02aa6650
-=======
-# %% ../../nbs/text/10_causality.ipynb #98289307
->>>>>>> h/eval
+# %% ../../nbs/text/09_causality.ipynb #98289307
 def replaced_influence(subject:Subject) -> Tensor: # (time, time)
     "Largest change of the logits at t when token s alone is replaced; for models without a derivative."
     before, columns = subject(subject.ids), []

@@ -116,11 +116,7 @@ def subject(model:nn.Module|Callable, # maps ids (batch, time) to logits (batch,
         raise UserError(f'the model cannot be run on ids {tuple(ids.shape)} up to {int(ids.max())}: '
                         f'{first_line(error)}') from None
 
-<<<<<<< HEAD
-# %% ../../nbs/text/08_leak_tests.ipynb #d61cc5a1
-=======
-# %% ../../nbs/text/09_leak_tests.ipynb #3b4acf3e
->>>>>>> h/eval
+# %% ../../nbs/text/08_leak_tests.ipynb #3b4acf3e
 TWICE, ORDER, ALONE = ('T7', 'same batch twice'), ('T7', 'order of the rows'), ('T7', 'a row alone')
 
 def twice(subject:Subject) -> Check:

@@ -5,11 +5,7 @@
 # %% auto #0
 __all__ = ['TokenSet', 'write_side', 'open_side', 'windows', 'HeldOut', 'held_out']
 
-<<<<<<< HEAD
-# %% ../../nbs/text/14_token_sets.ipynb #3dfeb499
-=======
-# %% ../../nbs/text/08_token_sets.ipynb #70f08e07
->>>>>>> h/data
+# %% ../../nbs/text/14_token_sets.ipynb #70f08e07
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +44,7 @@ class TokenSet:
         "The mean -ln p of a token, which no model can beat on average; None for text that was not generated."
         return None if self.nats is None else float(self.nats.sum()) / self.tokens
 
-<<<<<<< HEAD
-# %% ../../nbs/text/14_token_sets.ipynb #db999fac
-=======
-# %% ../../nbs/text/08_token_sets.ipynb #251261d9
->>>>>>> h/data
+# %% ../../nbs/text/14_token_sets.ipynb #251261d9
 _BLOCK = 256 # documents that are encoded at once
 
 def write_side(folder:Path, # to write into

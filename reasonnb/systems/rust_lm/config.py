@@ -12,7 +12,7 @@ from typing import Literal
 from ...core.config import UserError
 from ...text.text_config import TextConfig
 
-# %% ../../../nbs/systems/rust_lm/00_config.ipynb #2050b601
+# %% ../../../nbs/systems/rust_lm/00_config.ipynb #aad34953
 MIXERS = 'attention', 'wavefield', 'wavefield_fft', 'haar_fenwick', 'haar_shift'
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class RustConfig(TextConfig):
     mtp: int = 0  # further future tokens that heads predict
     mtp_weight: float = 0.2  # weight of their losses, halved from head to head
     loops: int = 1  # times that the middle block is applied; more is the log's LoopLM
-    exit_gate: Literal['none', 'pooled', 'trained'] = 'none'  # pooled: the log's, without gradient; trained: a loss over exits
+    # pooled: the log's, which gets no gradient; trained: every loop is an exit, the loss is the expected one
+    exit_gate: Literal['none', 'pooled', 'trained'] = 'none'
     exit_entropy: float = 0.01  # weight of the entropy of the exit distribution, where it is trained
     label_smoothing: float = 0.1  # probability mass spread over the vocabulary in the training loss
     entropy_weight: float = 0.0  # weight of the predictive entropy, subtracted from the loss
@@ -67,7 +68,7 @@ class RustConfig(TextConfig):
         super().check()
         check_rust(self)
 
-# %% ../../../nbs/systems/rust_lm/00_config.ipynb #1ad8775a
+# %% ../../../nbs/systems/rust_lm/00_config.ipynb #b91fdc85
 _AT_LEAST_ONE = ('d_model', 'layers', 'heads', 'kv_heads', 'd_ff', 'field_size', 'haar_levels', 'engram_heads',
                  'engram_rows', 'engram_width', 'streams', 'loops', 'sample_tokens')
 _NOT_NEGATIVE = ('wavefield_delay', 'engram_rate', 'bigram_rows', 'mtp', 'mtp_weight', 'exit_entropy', 'rest_lr',
@@ -88,7 +89,8 @@ def check_rust(c:RustConfig):
                f'{name}={getattr(c, name)}: blocks are numbered 0 to {c.layers - 1}')
     refuse(c.mixer_layers and c.mixer == 'attention', "mixer_layers belongs to another mixer; set mixer too")
     refuse(not 0 <= c.label_smoothing < 1, f'label_smoothing={c.label_smoothing}: must lie in [0, 1)')
-    refuse(c.loops > 1 and c.streams > 1, f'loops={c.loops} and streams={c.streams} exclude each other')
+    refuse(c.exit_gate == 'trained' and c.streams > 1, f"exit_gate='trained' needs streams=1, not {c.streams}")
+    refuse(c.mtp >= c.context, f'mtp={c.mtp}: further tokens must lie within context={c.context}')
     refuse(c.exit_gate != 'none' and c.loops == 1, f'exit_gate={c.exit_gate!r} needs loops of 2 or more')
     refuse(c.int8_momentum and c.optimizer != 'muon', "int8_momentum belongs to optimizer='muon'")
     refuse(c.muon_rate, 'muon_rate is not used here: lr is the rate of Muon, rest_lr that of the rest')

@@ -56,7 +56,7 @@ PLANS = (
     Experiment('rec7_mtp_engram', 'engram_v1', dict(mtp=3)),
 )
 
-# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #2c0c394c
+# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #0ae5116f
 _PLAIN = dict(label_smoothing=0., rest='adamw', engram_muon=False, engram_place='residual')
 _EARLY = dict(log=dict(engram_layers=(0, 1)), h200=dict(engram_layers=(0, 1)), laptop=dict(engram_layers=(0, 1)),
               smoke=dict(engram_layers=(0, 1)))
@@ -82,7 +82,7 @@ OURS = (
     Experiment('rust_int8', 'rust_attention', dict(int8_momentum=True)),
     Experiment('rust_adamw', 'rust_attention', dict(optimizer='adamw'), dict(laptop=dict(lr=3e-3))),
     Experiment('rust_smoothed', 'rust_attention', dict(label_smoothing=.1)),
-    Experiment('rust_loops', 'rust_attention', dict(loops=4, exit_gate='trained'), dict(laptop=dict(layers=3))),
+    Experiment('rust_loops', 'rust_attention', dict(loops=4, exit_gate='trained', streams=1), dict(laptop=dict(layers=3))),
 )
 
 # %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #544d440e
