@@ -307,7 +307,8 @@ def test_the_same_files_share_their_tokens(tmp_path):
 
 def test_wrong_requests_are_one_line(tmp_path, data):
     write(tmp_path, one__a_rs=b'fn a() {}')
-    for settings, message in ((dict(corpus=str(tmp_path/'one')), 'more files'), (dict(corpus='nowhere'), 'no such file'),
+    for settings, message in ((dict(corpus=str(tmp_path/'one')), 'more files'),
+                              (dict(corpus='nowhere'), 'no such file'),
                               (dict(documents=100, vocab=60_000), 'or more text'), (dict(corpus_mb=1.), 'documents')):
         with pytest.raises(UserError, match=message) as raised:
             prepare(TextConfig(**dict(vocab=300, context=16) | settings), tmp_path/'data')
