@@ -138,7 +138,7 @@ def test_the_parser_takes_nothing_else(drawn):
     for text, nats in drawn[:300]:
         place, letter = source.randrange(len(text)), source.choice(letters)
         for other in (text[:place] + letter + text[place + 1:], text[:place] + text[place + 1:],
-                      text[:place] + letter + text[place:]):
+                      text[:place] + letter + text[place:], text.replace(', ', '', 1), text[:place] + text[place + 2:]):
             if other == text: continue
             try: found = log_probability(other)
             except UserError as e: assert str(e).startswith('not a text of the grammar: line')
@@ -153,9 +153,9 @@ def test_names_are_declared_and_never_run_out():
     "With every count at its largest no text runs out of fresh names."
     from reasonnb.text.grammar_rules import RULES
     counts = {choice: {max(outcomes): 1} for choice, outcomes in RULES.items() if isinstance(max(outcomes), int)}
+    nested = dict(statement={'for': 1, 'let': 1}, operand={'chain': 1, 'literal': 1}, method={'fold': 1})
     for index in range(20):
-        text, nats = generate(0, index, RULES | counts | dict(statement={'for': 1, 'let': 1}, operand={'chain': 1, 'literal': 1},
-                                                            method={'fold': 1}))
+        text, nats = generate(0, index, RULES | counts | nested)
         assert nats > 0
 
 
@@ -307,7 +307,8 @@ def test_the_same_files_share_their_tokens(tmp_path):
 
 def test_wrong_requests_are_one_line(tmp_path, data):
     write(tmp_path, one__a_rs=b'fn a() {}')
-    for settings, message in ((dict(corpus=str(tmp_path/'one')), 'more files'), (dict(corpus='nowhere'), 'no such file'),
+    for settings, message in ((dict(corpus=str(tmp_path/'one')), 'more files'),
+                              (dict(corpus='nowhere'), 'no such file'),
                               (dict(documents=100, vocab=60_000), 'or more text'), (dict(corpus_mb=1.), 'documents')):
         with pytest.raises(UserError, match=message) as raised:
             prepare(TextConfig(**dict(vocab=300, context=16) | settings), tmp_path/'data')
