@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from ..core.config import Config, UserError
 
-# %% ../../nbs/text/03_text_config.ipynb #0393a4f3
+# %% ../../nbs/text/03_text_config.ipynb #349b0b90
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Config):
     "The text of a run: where it comes from, how it is cut, how much of it is measured."
     corpus: str = 'generated'  # generated, recall, or what corpora.load_corpus knows: rust, a directory, an archive
     corpus_mb: float = 0.0  # most text used, megabytes, whole files by their hash; 0 = all
     documents: int = 20_000  # texts to generate, if the corpus is generated
-    vocab: int = 4_096  # entries of the byte-level BPE, 257 or more
+    vocab: int = 512  # entries of the byte-level BPE, 257 or more
     context: int = 1_024  # tokens that a training window predicts
     validation_tokens: int = 20_000  # most tokens measured during training, whole files first
     test_tokens: int = 60_000  # most tokens measured at the end, whole files first

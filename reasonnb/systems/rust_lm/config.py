@@ -12,12 +12,14 @@ from typing import Literal
 from ...core.config import UserError
 from ...text.text_config import TextConfig
 
-# %% ../../../nbs/systems/rust_lm/00_config.ipynb #aad34953
+# %% ../../../nbs/systems/rust_lm/00_config.ipynb #7999978e
 MIXERS = 'attention', 'wavefield', 'wavefield_fft', 'haar_fenwick', 'haar_shift'
 
 @dataclass(frozen=True, kw_only=True)
 class RustConfig(TextConfig):
     "Settings of a run of a language model; defaults are those that the log's runs share."
+    corpus: str = 'rust'  # as for text.corpora, or recall
+    vocab: int = 4_096  # entries of the byte-level BPE, 257 or more
     d_model: int = 1_024  # width of the residual stream
     layers: int = 20  # number of blocks
     heads: int = 16  # query heads of attention, and heads of the other mixers

@@ -56,12 +56,13 @@ PLANS = (
     Experiment('rec7_mtp_engram', 'engram_v1', dict(mtp=3)),
 )
 
-# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #0ae5116f
+# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #55f7e9bf
 _PLAIN = dict(label_smoothing=0., rest='adamw', engram_muon=False, engram_place='residual')
+_RATE = dict(h200=dict(rest_lr=1e-2), laptop=dict(rest_lr=1e-2), smoke=dict(rest_lr=1e-2))
 _EARLY = dict(log=dict(engram_layers=(0, 1)), h200=dict(engram_layers=(0, 1)), laptop=dict(engram_layers=(0, 1)),
               smoke=dict(engram_layers=(0, 1)))
 OURS = (
-    Experiment('rust_attention', '', _PLAIN, run_of(1., warmup=.1, rest_lr=3e-3)),
+    Experiment('rust_attention', '', _PLAIN, _both(run_of(1., warmup=.1), _RATE)),
     Experiment('rust_engram', 'rust_attention', at=_EARLY),
     Experiment('rust_engram_muon', 'rust_engram', dict(engram_muon=True)),
     Experiment('rust_engram_as_logged', 'rust_engram', dict(engram_place='attention_input'), _FIRST_AND_LAST),
@@ -72,7 +73,8 @@ OURS = (
     Experiment('rust_wavefield', 'rust_attention', dict(mixer='wavefield'), _EVERY_SECOND),
     Experiment('rust_wavefield_fft', 'rust_wavefield', dict(mixer='wavefield_fft')),
     Experiment('rust_lm', 'rust_shift', at=_EARLY),
-    Experiment('rust_attention_equal_flop', 'rust_attention', at=run_of(1.15, warmup=.1, rest_lr=3e-3)),
+    Experiment('rust_generated', 'rust_lm', dict(corpus='generated', vocab=512, corpus_mb=0.)),
+    Experiment('rust_attention_equal_flop', 'rust_attention', at=run_of(1.06, warmup=.1)),
     Experiment('rust_attention_equal_params', 'rust_attention', at=dict(laptop=dict(d_model=128, d_ff=384))),
     Experiment('rust_no_decay', 'rust_attention', dict(schedule='constant', decay=0)),
     Experiment('rust_mtp', 'rust_attention', dict(mtp=3)),

@@ -5,32 +5,31 @@
 # %% auto #0
 __all__ = ['SCALES', 'UNIT', 'run_of']
 
-# %% ../../../nbs/systems/rust_lm/14_scales.ipynb #89880bfd
+# %% ../../../nbs/systems/rust_lm/14_scales.ipynb #d8438f3e
 _LITTLE = dict(vocab=1_024, heads=4, kv_heads=2, haar_levels=2)
 SCALES = {
     'smoke': _LITTLE | dict(vocab=300, corpus='generated', documents=200, context=16, d_model=16, layers=2, heads=2,
                             kv_heads=1, d_ff=48, field_size=4, haar_levels=1, engram_rows=101, engram_width=2,
                             batch_size=4, lr=.02, rest_lr=3e-3, validation_tokens=500, test_tokens=1_000, samples=1,
                             sample_tokens=20),
-    'laptop': _LITTLE | dict(corpus='rust', corpus_mb=8., context=64, d_model=96, layers=4, d_ff=288, field_size=16,
-                             engram_rows=2_003, engram_width=12, batch_size=8, lr=.02, rest_lr=1e-3,
-                             validation_tokens=10_000, test_tokens=60_000, samples=20, sample_tokens=120),
-    'h200': dict(corpus='rust', vocab=4_096, context=512, d_model=512, layers=8, heads=8, kv_heads=2, d_ff=1_536,
+    'laptop': _LITTLE | dict(corpus_mb=8., context=64, d_model=96, layers=4, d_ff=288, field_size=16,
+                             engram_rows=4_001, engram_width=12, batch_size=8, lr=.02, rest_lr=3e-3,
+                             validation_tokens=10_000, test_tokens=40_000, samples=10, sample_tokens=100),
+    'h200': dict(context=512, d_model=512, layers=8, heads=8, kv_heads=2, d_ff=1_536,
                  field_size=128, haar_levels=5, engram_rows=10_007, engram_width=64, batch_size=64, lr=.02,
-                 rest_lr=1e-3, validation_tokens=100_000, test_tokens=500_000, samples=100, precision='bfloat16'),
-    'log': dict(corpus='rust', ternary=True, streams=2, test_tokens=500_000, validation_tokens=100_000, samples=15),
+                 rest_lr=3e-3, validation_tokens=100_000, test_tokens=500_000, samples=100, precision='bfloat16'),
+    'log': dict(ternary=True, streams=2, test_tokens=500_000, validation_tokens=100_000, samples=15),
 }
 
-# %% ../../../nbs/systems/rust_lm/14_scales.ipynb #b87d35f2
-UNIT = {'smoke': 20, 'laptop': 800, 'h200': 1_000, 'log': 10_000}
+# %% ../../../nbs/systems/rust_lm/14_scales.ipynb #b81ef384
+UNIT = {'smoke': 20, 'laptop': 500, 'h200': 1_000, 'log': 10_000}
 
 def run_of(length:float, # updates, in units of the log's ten thousand
            *,
            warmup:float, # updates of warm-up, in the same units
            delay:float=0., # updates in which the wavefield's kernel rests, in the same units
            restart:float=0., # when the schedule starts anew, in the same units, 0 = never
-           rest_lr:float|None=None, # rate of the rest, None = that of the scale
-          ) -> dict: # scale -> fields
+           ) -> dict: # scale -> fields
     "Steps and schedule of a run at every scale: warm-up, stable phase, a decay over the last fifth."
     found = {}
     for scale, unit in UNIT.items():
@@ -38,6 +37,5 @@ def run_of(length:float, # updates, in units of the log's ten thousand
         fields = dict(steps=steps, warmup=round(warmup * unit), decay=(first or steps) // 5,
                       wavefield_delay=round(delay * unit), eval_every=max(1, steps // 20))
         if first: fields |= dict(restart=first, restart_decay=steps // 5)
-        if rest_lr and scale != 'log': fields['rest_lr'] = rest_lr
         found[scale] = fields
     return found

@@ -48,7 +48,7 @@ class RustData:
         counted = self.config.context if self.counted is None else int(self.counted.sum())
         return Batch(dict(tokens=tokens, step=torch.full((len(tokens),), step)), torch.full((len(tokens),), float(counted)))
 
-# %% ../../../nbs/systems/rust_lm/12_task.ipynb #a11d2a88
+# %% ../../../nbs/systems/rust_lm/12_task.ipynb #f537e5f8
 class RustTask(RustData):
     "A language model on one corpus, as the trainer needs it."
     def __init__(self, config:RustConfig):
@@ -95,7 +95,8 @@ class RustTask(RustData):
         return dict(batch_loss=float(np.mean(found)), batch_loss_sd=float(np.std(found, ddof=1)))
 
     def _training_text(self) -> bytes:
-        return self.text.tokenizer.decode_bytes(np.asarray(self.text.sides['train'].stream))
+        train = self.text.sides['train']
+        return b'\0'.join(self.text.tokenizer.decode_bytes(part) for part in np.split(train.stream, train.starts[1:-1]))
 
     def write(self, n:int, # texts
               **how, # tokens and temperature
