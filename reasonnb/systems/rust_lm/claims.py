@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'RESUMED', 'WRITING', 'SPEED', 'FIXES', 'CLAIMS', 'METRICS'
            'relative_drop', 'before_restart', 'spike', 'first_rise', 'gained', 'held_out_gained', 'never_regains',
            'norm_growth']
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #898aefad
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #c367b8e8
 import math
 
 import numpy as np
@@ -16,7 +16,6 @@ from ...core.claimtest import CannotShow, ClaimTest
 from ...core.statistics import Interval
 from ...core.step_times import times
 from . import repairs
-from .config import RustConfig
 
 # %% ../../../nbs/systems/rust_lm/15_claims.ipynb #d160973c
 def rows_between(record:dict,
