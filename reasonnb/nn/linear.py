@@ -48,7 +48,7 @@ class _OneDNN(torch.autograd.Function):
     def vmap(info, in_dims:tuple, x:Tensor, weight:Tensor, bias:Tensor|None) -> tuple[Tensor, int]:
         return torch.vmap(F.linear, in_dims)(x, weight, bias), 0
 
-# %% ../../nbs/nn/00_linear.ipynb #889ea95c
+# %% ../../nbs/nn/00_linear.ipynb #dcddea50
 def has_onednn() -> bool:
     "Whether this torch can multiply with oneDNN outside its compiler."
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
@@ -62,7 +62,8 @@ def product(x:Tensor, # (..., in_features)
            ) -> Tensor: # (..., out_features)
     "`x @ weight.T + bias`, in `float32` on a CPU by oneDNN; can be differentiated once there."
     applies = fast and x.device.type == 'cpu' and x.dtype == torch.float32
-    if not applies or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling(): return F.linear(x, weight, bias)
+    if not applies or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
     return _OneDNN.apply(x, weight, bias)
 
 class Linear(nn.Linear):

@@ -12,7 +12,7 @@ from typing import Literal
 from ...core.config import UserError
 from ...text.text_config import TextConfig
 
-# %% ../../../nbs/systems/rust_lm/00_config.ipynb #7999978e
+# %% ../../../nbs/systems/rust_lm/00_config.ipynb #33b88e83
 MIXERS = 'attention', 'wavefield', 'wavefield_fft', 'haar_fenwick', 'haar_shift'
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,13 @@ class RustConfig(TextConfig):
     haar_levels: int = 6  # levels of the wavefield's Haar transform
     wavefield_delay: int = 0  # updates at the start in which a wavefield's kernel gets no gradient
     engram_layers: tuple[int, ...] = ()  # blocks, from 0, with n-gram memory
-    engram_place: Literal['attention_input', 'residual'] = 'attention_input'  # where it is added; residual: as published
+    # where it is added; residual: as published
+    engram_place: Literal['attention_input', 'residual'] = 'attention_input'
     engram_orders: tuple[int, ...] = (2, 3)  # lengths of the n-grams
     engram_heads: int = 4  # hash tables for each length
     engram_rows: int = 10_007  # rows of a table, a prime
     engram_width: int = 128  # width of a row
-    engram_muon: bool = True  # tables are trained by Muon as in the log; else as embeddings, by the optimizer of the rest
+    engram_muon: bool = True  # tables are trained by Muon as in the log; else by the optimizer of the rest
     engram_rate: float = 1.0  # rate of the tables over that of the other embeddings, where Muon does not train them
     bigram_rows: int = 0  # rows of a hashed bigram table added to the embeddings, 0 = none
     streams: int = 1  # residual streams of the hyper-connections; 2 is the log's mHC-lite

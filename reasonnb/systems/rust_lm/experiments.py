@@ -56,7 +56,7 @@ PLANS = (
     Experiment('rec7_mtp_engram', 'engram_v1', dict(mtp=3)),
 )
 
-# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #55f7e9bf
+# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #98206250
 _PLAIN = dict(label_smoothing=0., rest='adamw', engram_muon=False, engram_place='residual')
 _RATE = dict(h200=dict(rest_lr=1e-2), laptop=dict(rest_lr=1e-2), smoke=dict(rest_lr=1e-2))
 _EARLY = dict(log=dict(engram_layers=(0, 1)), h200=dict(engram_layers=(0, 1)), laptop=dict(engram_layers=(0, 1)),
@@ -84,10 +84,11 @@ OURS = (
     Experiment('rust_int8', 'rust_attention', dict(int8_momentum=True)),
     Experiment('rust_adamw', 'rust_attention', dict(optimizer='adamw'), dict(laptop=dict(lr=3e-3))),
     Experiment('rust_smoothed', 'rust_attention', dict(label_smoothing=.1)),
-    Experiment('rust_loops', 'rust_attention', dict(loops=4, exit_gate='trained', streams=1), dict(laptop=dict(layers=3))),
+    Experiment('rust_loops', 'rust_attention', dict(loops=4, exit_gate='trained', streams=1),
+               dict(laptop=dict(layers=3))),
 )
 
-# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #544d440e
+# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #a94549f8
 _RECALL = dict(log=dict(context=256), h200=dict(context=256), laptop=dict(context=64), smoke=dict(context=16))
 RECALL = (
     Experiment('recall_attention', 'rust_attention', dict(corpus='recall', samples=0), _RECALL),
@@ -100,4 +101,5 @@ RECALL = (
 EXPERIMENTS = RUNS + PLANS + OURS + RECALL
 SYSTEM = System(
     name='rust_lm', logs=('rust_lm',), config=RustConfig, scales=SCALES, experiments=EXPERIMENTS,
-    build='reasonnb.systems.rust_lm.task:build_task', job='jobs/rust_lm.ipynb', metrics=METRICS, claims=CLAIMS)
+    build='reasonnb.systems.rust_lm.task:build_task', job='jobs/rust_lm.ipynb', metrics=METRICS, claims=CLAIMS,
+    commands='reasonnb.systems.rust_lm.commands:COMMANDS')

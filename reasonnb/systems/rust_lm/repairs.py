@@ -39,7 +39,7 @@ def some_tokens(windows:int=2) -> Tensor: # (windows, 9)
     "Windows of a fixed seed."
     return torch.randint(32, (windows, 9), generator=torch.Generator().manual_seed(1))
 
-# %% ../../../nbs/systems/rust_lm/13_repairs.ipynb #08c025be
+# %% ../../../nbs/systems/rust_lm/13_repairs.ipynb #799ac691
 def reaction(function, # (batch, time, ...) to (batch, time, ...)
              before:Tensor, after:Tensor, # two inputs that differ from position `cut` on
              cut:int, # first position that differs
@@ -51,7 +51,8 @@ def wavefield_leaks() -> bool:
     "The layer at the log's length, field and levels reacts to a change 100 tokens later."
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        layer, x = Wavefield(32, 16, context=1_024, field_size=256, levels=6).double(), torch.randn(1, 1_024, 32).double()
+        layer = Wavefield(32, 16, context=1_024, field_size=256, levels=6).double()
+        x = torch.randn(1, 1_024, 32).double()
     changed = x.clone()
     changed[:, 500:] = 0
     return reaction(layer, x, changed, 400) > 1e-6
@@ -63,7 +64,7 @@ def attention_is_causal() -> bool:
     changed[:, 5:] = (changed[:, 5:] + 7) % 32
     return reaction(model, tokens, changed, 5) < 1e-12
 
-# %% ../../../nbs/systems/rust_lm/13_repairs.ipynb #a7cf193b
+# %% ../../../nbs/systems/rust_lm/13_repairs.ipynb #6e39b543
 def gradient_of(config:RustConfig) -> dict[str, Tensor]: # parameter name -> gradient
     "What one batch gives."
     model = small_model(config)
@@ -96,7 +97,8 @@ def fix_muon_detach() -> bool:
         model.zero_grad()
         training_terms(model, some_tokens(), config)['loss'].backward()
         optimizer.apply()
-        kept = [t for part in optimizer.parts for s in part.state.values() for t in s.values() if torch.is_tensor(t)]
+        states = [state for part in optimizer.parts for state in part.state.values()]
+        kept = [value for state in states for value in state.values() if torch.is_tensor(value)]
         sizes.append((sum(t.numel() * t.element_size() for t in kept), any(t.requires_grad for t in kept)))
     return len(set(sizes)) == 1 and not sizes[0][1]
 

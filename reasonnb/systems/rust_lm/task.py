@@ -22,7 +22,7 @@ from .wavefield import Wavefield
 from ...text.recall import RecallData
 from ...text.token_batches import prepare
 
-# %% ../../../nbs/systems/rust_lm/12_task.ipynb #92041d49
+# %% ../../../nbs/systems/rust_lm/12_task.ipynb #d3db190f
 class RustData:
     "Windows of a run and its held-out files."
     def __init__(self, config:RustConfig):
@@ -46,9 +46,10 @@ class RustData:
         "The windows of an update."
         tokens = self._windows(self.config.seed, step, self.config.batch_size)
         counted = self.config.context if self.counted is None else int(self.counted.sum())
-        return Batch(dict(tokens=tokens, step=torch.full((len(tokens),), step)), torch.full((len(tokens),), float(counted)))
+        tensors = dict(tokens=tokens, step=torch.full((len(tokens),), step))
+        return Batch(tensors, torch.full((len(tokens),), float(counted)))
 
-# %% ../../../nbs/systems/rust_lm/12_task.ipynb #f537e5f8
+# %% ../../../nbs/systems/rust_lm/12_task.ipynb #1da6a0c4
 class RustTask(RustData):
     "A language model on one corpus, as the trainer needs it."
     def __init__(self, config:RustConfig):
@@ -96,7 +97,8 @@ class RustTask(RustData):
 
     def _training_text(self) -> bytes:
         train = self.text.sides['train']
-        return b'\0'.join(self.text.tokenizer.decode_bytes(part) for part in np.split(train.stream, train.starts[1:-1]))
+        parts = np.split(train.stream, train.starts[1:-1])
+        return b'\0'.join(map(self.text.tokenizer.decode_bytes, parts))
 
     def write(self, n:int, # texts
               **how, # tokens and temperature
@@ -108,7 +110,7 @@ class RustTask(RustData):
     def describe(self) -> dict:
         "What a fair comparison has to state: parameters, data, protocol, arithmetic."
         return dict(params=sum(p.numel() for p in self.model.parameters()), data=self.about,
-                    protocol='next token of held-out files, each token once, at most `context` before it; last weights; '
+                    protocol='next token of held-out files, each once, at most `context` before it; last weights; '
                              'bypass_: without the mixers that see later tokens',
                     flop_per_item=forward_flop(self.model) * self.config.context)
 
