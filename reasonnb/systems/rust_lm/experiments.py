@@ -11,7 +11,7 @@ from .claims import CLAIMS, METRICS
 from .config import RustConfig
 from .scales import SCALES, run_of
 
-# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #f4a7361d
+# %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #a54b34d0
 _EVERY_SECOND = dict(log=dict(mixer_layers=tuple(range(1, 20, 2))), h200=dict(mixer_layers=(1, 3, 5, 7)),
                      laptop=dict(mixer_layers=(1, 3)), smoke=dict(mixer_layers=(1,)))
 _FIRST_AND_LAST = dict(log=dict(engram_layers=(0, 19)), h200=dict(engram_layers=(0, 7)),
@@ -29,7 +29,7 @@ _ENGRAM = _both(_FIRST_AND_LAST, run_of(1., warmup=.15))
 _RESUMED = run_of(1.6, warmup=.15, restart=1.)
 RUNS = (
     Experiment('baseline_v1', '', dict(mtp=3), run_of(1., warmup=.2)),
-    Experiment('rust_session', 'baseline_v1'),
+    Experiment('rust_session', '', dict(mtp=3), run_of(1., warmup=.2)),
     Experiment('haar_v3', '', dict(mixer='wavefield'), _both(_EVERY_SECOND, run_of(2., warmup=.2, delay=.1))),
     Experiment('haar_v5', 'haar_v3', at=run_of(3., warmup=.2, delay=.1, restart=2.)),
     Experiment('engram_v1', 'baseline_v1', dict(mtp=0), _ENGRAM),
@@ -37,7 +37,7 @@ RUNS = (
     Experiment('rust_small_29m', '', at=_both(run_of(1.65, warmup=.2), dict(
         log=dict(d_model=512, layers=9, heads=8, kv_heads=2, d_ff=1_536), laptop=dict(d_model=64, layers=2, d_ff=192))),
         note='The log gives 29.9M parameters and 16,500 updates, no more; width and depth are ours.'),
-    Experiment('rust_looplm', 'baseline_v1', dict(mtp=0, loops=16, exit_gate='pooled'),
+    Experiment('rust_looplm', '', dict(loops=16, exit_gate='pooled'),
                _both(dict(log=dict(layers=5), laptop=dict(layers=3)), run_of(.25, warmup=.2))),
     *(Experiment(f'gen_{name}', name) for name in ('haar_v5', 'engram_v1', 'baseline_v1', 'engram_v2')),
     Experiment('find3_wsd_decay', 'engram_v1'),
