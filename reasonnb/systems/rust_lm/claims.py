@@ -85,7 +85,7 @@ def norm_growth(record:dict) -> float: # ratio
     norms = [mean_between(record, start, start + width, 'grad_norm') for start in starts]
     return max(norms) / norms[0]
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #151996c1
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #28d94fad
 def _metric(name:str):
     "A function that reads a metric of a record."
     return lambda record: record['metrics'][name]
@@ -115,7 +115,7 @@ LOSSES = {
         left=lambda record: 3.17 * mean_between(record, .7 * record['config']['steps'], .8 * record['config']['steps'])
         / mean_between(record, .5 * record['config']['steps'], .6 * record['config']['steps'])),
     'rl_mtp_inflates': ClaimTest(
-        tested='reported loss minus plain cross-entropy of the batch is positive in every row',
+        tested='reported loss minus plain cross-entropy of the batch is positive in every row, in most runs',
         left=lambda record: all(row['loss'] > row['cross_entropy'] for row in rows_between(record, 0, math.inf))),
     'rl_mtp_ratio_constant': ClaimTest(
         tested="reported loss over entropy at the end, in units in which it is 1.44 after a twentieth of the updates",
@@ -165,7 +165,7 @@ RESUMED = {
                                  check=repairs.extended_run_has_the_full_rate),
 }
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #24448f3a
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #711c491e
 WRITING = {
     'rl_haar_garbled': ClaimTest(tested=_QUALITY, left=_metric('written_well')),
     'rl_haar_half_layers': ClaimTest(
@@ -197,8 +197,9 @@ SPEED = {
 FIXES = {f'rl_{name}': ClaimTest(tested=said, check=getattr(repairs, name)) for name, said in repairs.TESTED.items()}
 FIXES |= {
     'rl_fix_device_load': ClaimTest(cannot='needs a second device'),
-    'rl_fix_final_loss': ClaimTest(tested='the record of a finished run holds a positive loss of its last rows',
-                                   of='engram_v1', left=lambda record: at_end(record) > 0),
+    'rl_fix_final_loss': ClaimTest(
+        tested='the record of a finished run holds a positive loss of its last rows, in most runs', of='engram_v1',
+        left=lambda record: at_end(record) > 0),
 }
 CLAIMS = LOSSES | RESUMED | WRITING | SPEED | FIXES
 METRICS = {'generation_quality': 'written_well'} # metric of claims.csv -> metric of records
