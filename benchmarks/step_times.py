@@ -1,6 +1,6 @@
 """What a change costs: CPU seconds of an update with it, over those of an update without, for the claims about time.
 
-    python benchmarks/step_times.py [--rounds N] [--steps N]
+    python benchmarks/step_times.py [--rounds N] [--steps N] [--only SLUG]
 
 Runs of a sweep share their machine, so their hours say more about the other runs. Here both sides alternate in one
 process on one thread, and CPU seconds are counted. Writes data/step_times.csv, which the ledger reads.
@@ -35,19 +35,21 @@ def seconds(run:Run, steps:int) -> float: # CPU seconds an update
     return (time.process_time() - begin) / steps
 
 
-def main(rounds:int=8, steps:int=20):
-    "Measure all pairs and write the table."
+def main(rounds:int=8, steps:int=20, only:str=''):
+    "Measure all pairs, or those of one left side, and write the table; rows of other pairs stay."
     torch.set_num_threads(1)
-    rows = []
+    out = Path(__file__).parents[1]/'data'/'step_times.csv'
+    pairs = [pair for pair in PAIRS if only in ('', pair[0])]
+    with open(out, newline='') as file: kept = list(csv.reader(file))[1:]
+    rows = [tuple(row) for row in kept if tuple(row[:2]) in PAIRS and tuple(row[:2]) not in pairs]
     with tempfile.TemporaryDirectory() as folder:
-        for left, right in PAIRS:
+        for left, right in pairs:
             sides = [start(slug, Path(folder)/slug) for slug in (left, right)]
             for run in sides: seconds(run, 3)
             for number in range(rounds):
                 ours, theirs = (seconds(run, steps) for run in sides)
                 rows.append((left, right, number, f'{ours:.5f}', f'{theirs:.5f}'))
                 print(*rows[-1])
-    out = Path(__file__).parents[1]/'data'/'step_times.csv'
     with open(out.with_suffix('.tmp'), 'w', newline='') as file:
         table = csv.writer(file, lineterminator='\n')
         table.writerow(('left', 'right', 'round', 'left_seconds', 'right_seconds'))

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['times']
 
-# %% ../../nbs/core/21_step_times.ipynb #c9e4e73c
+# %% ../../nbs/core/21_step_times.ipynb #90c52973
 import math
 
-import numpy as np
 import pandas as pd
 
 from .config import UserError
 from .paths import shipped
 from .statistics import Interval, interval
 
-# %% ../../nbs/core/21_step_times.ipynb #3d2b4b39
+# %% ../../nbs/core/21_step_times.ipynb #40e323d9
 def times(left:str, # experiment
           right:str, # experiment
           level:float=.95, # confidence level
@@ -24,7 +23,9 @@ def times(left:str, # experiment
     path = shipped('data/step_times.csv')
     if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
     table = pd.read_csv(path)
-    rows = table[(table['left'] == left) & (table['right'] == right)]
-    if rows.empty: raise UserError(f'data/step_times.csv has no rows of {left} and {right}; see benchmarks')
-    found = interval(np.log(rows['left_seconds'] / rows['right_seconds']), level)
-    return Interval(*map(math.exp, found))
+    logs = []
+    for sign, pair in ((1, (left, right)), (-1, (right, left))):  # either side may have been the left one
+        rows = table[(table['left'] == pair[0]) & (table['right'] == pair[1])]
+        logs += [sign * math.log(a / b) for a, b in zip(rows['left_seconds'], rows['right_seconds'])]
+    if not logs: raise UserError(f'data/step_times.csv has no rows of {left} and {right}; see benchmarks')
+    return Interval(*map(math.exp, interval(logs, level)))
