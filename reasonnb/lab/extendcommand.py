@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extend']
 
-# %% ../../nbs/lab/29_extendcommand.ipynb #b40b6aed
+# %% ../../nbs/lab/29_extendcommand.ipynb #d6964959
 import os
 from pathlib import Path
 from typing import Annotated, Optional
@@ -13,13 +13,13 @@ from typing import Annotated, Optional
 import typer
 
 from ..core.config import Config, UserError
-from ..core.records import RunFolder, read_json
 from .terminal import columns
 
-# %% ../../nbs/lab/29_extendcommand.ipynb #b7d6afaf
-def _config_of(folder:RunFolder, kind:type[Config]) -> Config|None: # None where there is no run yet
+# %% ../../nbs/lab/29_extendcommand.ipynb #58190aa6
+def _begun(folder:Path, kind:type[Config]) -> Config|None: # None where there is no run yet
     "The config of a longer run that was begun already."
-    state = folder.load(folder.checkpoint)
+    from reasonnb.core.records import RunFolder
+    state = RunFolder(folder).load(RunFolder(folder).checkpoint)
     return kind.from_dict(state['config']) if state else None
 
 def extend(run:Annotated[Path, typer.Argument(help='Folder of a finished run.')],
@@ -32,12 +32,13 @@ def extend(run:Annotated[Path, typer.Argument(help='Folder of a finished run.')]
     reasonnb extend papermill_runs/own/rust_lm/rust_lm/laptop-s0-1a2b3c 1000
     """
     from reasonnb.core import extending
+    from reasonnb.core.records import read_json
     from reasonnb.core.trainer import fit
     from reasonnb.lab.catalogue import system_of
     if not (run / 'record.json').is_file(): raise UserError(f'{run} holds no finished run: there is no record.json')
     record, folder = read_json(run / 'record.json'), to or run.with_name(f'{run.name}-to-{steps}')
     system = system_of(record['experiment'])
-    config = _config_of(RunFolder(folder), system.config)
+    config = _begun(folder, system.config)
     if config and config.steps != steps: raise UserError(f'{folder} holds a run of {config.steps} updates; use --to')
     config = config or extending.extend(run, steps, folder, system.config, force=force)
     about = {name: record[name] for name in ('log', 'experiment', 'scale')}
