@@ -102,6 +102,14 @@ class Settings:
 
     def check(self): "Raise `UserError` when fields do not fit together; subclasses extend it."
 
+    def at_least(self, least:int, # smallest value allowed
+                 *names:str, # fields that hold numbers
+                ):
+        "Raise `UserError` for the first of these fields that is smaller."
+        said = f'must be at least {least}' if least else 'must not be negative'
+        for name in names:
+            if getattr(self, name) < least: raise UserError(f'{name}={getattr(self, name)}: {said}')
+
     def _values(self) -> dict: return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def replace(self, **overrides) -> Self:
@@ -188,8 +196,7 @@ def check_config(c:Config):
     "Raise `UserError` for the first rule that `c` breaks."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in ('steps', 'batch_size', 'accumulate'):
-        refuse(getattr(c, name) < 1, f"{name}={getattr(c, name)}: must be at least 1")
+    c.at_least(1, 'steps', 'batch_size', 'accumulate')
     for f in dataclasses.fields(Config):
         value = getattr(c, f.name)
         refuse(isinstance(value, int | float) and value < 0, f"{f.name}={value}: must not be negative")

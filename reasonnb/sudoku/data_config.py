@@ -37,8 +37,7 @@ class Data(Config):
     def check(self):
         "Fields that contradict each other raise `UserError`."
         super().check()
-        for name in ('test_puzzles', 'validation_puzzles'):
-            if getattr(self, name) < 1: raise UserError(f'{name}={getattr(self, name)}: must be at least 1')
+        self.at_least(1, 'test_puzzles', 'validation_puzzles')
         if self.phases and self.phases[0][0] != 0: raise UserError(f'phases={self.phases}: the first must start at 0')
         if self.balanced_train and not self.train_puzzles:
             raise UserError('balanced_train needs train_puzzles, the number to share out')

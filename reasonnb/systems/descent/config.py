@@ -57,12 +57,10 @@ def check_descent(c:DescentConfig):
     "Raise `UserError` for the first rule that `c` breaks."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in _AT_LEAST_ONE:
-        refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
+    c.at_least(1, *_AT_LEAST_ONE)
     for name in _SHARES:
         refuse(not 0 <= getattr(c, name) <= 1, f'{name}={getattr(c, name)}: a share from 0 to 1')
-    for name in ('rollouts', 'contrast', 'start', 'noise'):
-        refuse(getattr(c, name) < 0, f'{name}={getattr(c, name)}: must not be negative')
+    c.at_least(0, 'rollouts', 'contrast', 'start', 'noise')
     cells = (c.box[0] * c.box[1])**2
     for name in ('clues', 'test_clues'):
         few, many = getattr(c, name)

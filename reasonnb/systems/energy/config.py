@@ -80,10 +80,8 @@ def check_energy(c:EnergyConfig):
     "Raise `UserError` for the first rule that `c` breaks."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in _AT_LEAST_ONE:
-        refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
-    for name in _NOT_NEGATIVE:
-        refuse(getattr(c, name) < 0, f'{name}={getattr(c, name)}: must not be negative')
+    c.at_least(1, *_AT_LEAST_ONE)
+    c.at_least(0, *_NOT_NEGATIVE)
     refuse(c.d_model % c.heads, f'heads={c.heads} does not divide d_model={c.d_model}')
     refuse(c.d_cell % c.decoder_heads, f'decoder_heads={c.decoder_heads} does not divide d_cell={c.d_cell}')
     refuse(not 0 <= c.dropout < 1, f'dropout={c.dropout}: must lie in [0, 1)')

@@ -124,10 +124,8 @@ def _refuse(when, why):
 
 def check_equilibrium(c:EquilibriumConfig):
     "Raise `UserError` for the first rule that the network or the phases of `c` break."
-    for name in ('stride', 'd_model', 'layers', 'heads', 'd_ff'):
-        _refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
-    for name in ('patch', 'head_size', 'spectral_clip', 'beta_end', 'beta_from'):
-        _refuse(getattr(c, name) < 0, f'{name}={getattr(c, name)}: must not be negative')
+    c.at_least(1, 'stride', 'd_model', 'layers', 'heads', 'd_ff')
+    c.at_least(0, 'patch', 'head_size', 'spectral_clip', 'beta_end', 'beta_from')
     _check_map(c)
     _check_estimator(c)
     for beta in (c.beta, c.beta_end):

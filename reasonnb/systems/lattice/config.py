@@ -65,8 +65,7 @@ class LatticeConfig(Data):
 # %% ../../../nbs/systems/lattice/03_config.ipynb #b40e23b0
 def check_lattice(c:LatticeConfig):
     "Raise `UserError` for the first rule that the network or the pool of `c` breaks."
-    for name in ('d_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age'):
-        if getattr(c, name) < 1: raise UserError(f'{name}={getattr(c, name)}: must be at least 1')
+    c.at_least(1, 'd_model', 'layers', 'heads', 'd_ff', 'loops', 'max_age')
     if not 0 <= c.keep_lost_prob < 1:
         raise UserError(f'keep_lost_prob={c.keep_lost_prob}: a probability below 1 is needed')
     if c.early_loops < 0: raise UserError(f'early_loops={c.early_loops}: must be at least 0')

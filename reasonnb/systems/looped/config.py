@@ -62,8 +62,7 @@ def check_network(c:LoopedConfig):
     "Raise `UserError` for the first rule that the network or the loop of `c` breaks."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in ('d_model', 'layers', 'heads', 'd_ff', 'iterations', 'untied_stacks', 'outer', 'inner'):
-        refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
+    c.at_least(1, 'd_model', 'layers', 'heads', 'd_ff', 'iterations', 'untied_stacks', 'outer', 'inner')
     refuse(c.d_model % c.heads, f'heads={c.heads} does not divide d_model={c.d_model}')
     refuse(not 0 <= c.dropout < 1, f'dropout={c.dropout}: must lie in [0, 1)')
     refuse(c.untied_stacks > c.iterations,

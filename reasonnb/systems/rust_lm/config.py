@@ -81,10 +81,8 @@ def check_rust(c:RustConfig):
     "Raise `UserError` for the first rule that `c` breaks."
     def refuse(when, why):
         if when: raise UserError(why)
-    for name in _AT_LEAST_ONE:
-        refuse(getattr(c, name) < 1, f'{name}={getattr(c, name)}: must be at least 1')
-    for name in _NOT_NEGATIVE:
-        refuse(getattr(c, name) < 0, f'{name}={getattr(c, name)}: must not be negative')
+    c.at_least(1, *_AT_LEAST_ONE)
+    c.at_least(0, *_NOT_NEGATIVE)
     refuse(c.heads % c.kv_heads, f'kv_heads={c.kv_heads} does not divide heads={c.heads}')
     refuse(c.d_model % (2 * c.heads), f'heads={c.heads}: d_model={c.d_model} must be a multiple of twice as much')
     for name in ('mixer_layers', 'engram_layers'):

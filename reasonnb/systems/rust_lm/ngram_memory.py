@@ -7,7 +7,6 @@ __all__ = ['TAPS', 'is_prime', 'multipliers', 'ngram_rows', 'NgramState', 'Engra
 
 # %% ../../../nbs/systems/rust_lm/04_ngram_memory.ipynb #d19a7829
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from ...core.config import UserError
+from ...nn.causal_attention import plain_linear
 
 # %% ../../../nbs/systems/rust_lm/04_ngram_memory.ipynb #223a2f8f
 def is_prime(n:int) -> bool:
@@ -58,13 +58,13 @@ class Engram(nn.Module):
                  heads:int=4, # tables for each length
                  rows:int=10_007, # rows of a table, a prime
                  width:int=128, # width of a row
-                 linear:Callable|None=None, # (n_in, n_out) -> layer without bias, None: nn.Linear
+                 linear:Callable=plain_linear, # (n_in, n_out) -> layer without bias
                  published:bool=False, # the published form of the convolution, else the log's
                 ):
         super().__init__()
         if not is_prime(rows): raise UserError(f'rows={rows} of an n-gram table: must be a prime')
         if not orders or min(orders) < 1: raise UserError(f'orders={orders}: lengths of n-grams, from 1')
-        linear, tables = linear or partial(nn.Linear, bias=False), heads * len(orders)
+        tables = heads * len(orders)
         self.orders, self.rows, self.published = tuple(orders), rows, published
         self.dilation = max(orders) if published else 1
         self.table = nn.Embedding(tables * rows, width)
