@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'RESUMED', 'WRITING', 'SPEED', 'TESTED', 'FIXES', 'CLAIMS', 'METRICS', 'rows_between', 'mean_between',
-           'at_end', 'relative_drop', 'before_restart', 'spike', 'first_rise', 'gained', 'held_out_gained',
-           'never_regains', 'norm_growth']
+           'at_end', 'held_out', 'relative_drop', 'spike', 'first_rise', 'gained', 'best_after', 'norm_growth']
 
 # %% ../../../nbs/systems/rust_lm/15_claims.ipynb #c6bd1c64
 import importlib, math
@@ -15,7 +14,7 @@ import numpy as np
 from ...core.claimtest import CannotShow, ClaimTest
 from ...core.step_times import times
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #d160973c
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #55919325
 def rows_between(record:dict,
                  first:float, last:float, # updates, a row counts if its step lies above the first, up to the last
                  kind:str='train', # of the rows: 'train' or 'eval'
@@ -30,50 +29,41 @@ def mean_between(record:dict, first:float, last:float, metric:str='loss', kind:s
     return float(np.mean([row[metric] for row in rows_between(record, first, last, kind)]))
 
 def at_end(record:dict, metric:str='loss') -> float:
-    "Mean of a training metric over the last twentieth of the updates."
+    "Mean of a training metric over the last tenth of the updates."
     steps = record['config']['steps']
-    return mean_between(record, .95 * steps, steps, metric)
+    return mean_between(record, .9 * steps, steps, metric)
 
-def relative_drop(record:dict) -> float: # share of the loss at the start of the decay
-    "How much the training loss falls in the decay: the twentieth before it against the last twentieth."
+def held_out(record:dict, step:float=math.inf) -> float: # nats per token
+    "Held-out cross-entropy at the last evaluation up to an update."
+    return rows_between(record, -1, step, 'eval')[-1]['cross_entropy']
+
+def relative_drop(record:dict) -> float: # share of the cross-entropy at the start of the decay
+    "How much held-out cross-entropy falls in the decay."
     c = record['config']
-    start = c['steps'] - (c.get('restart_decay') or c['decay'])
-    before = mean_between(record, start - .05 * c['steps'], start)
-    return 1 - at_end(record) / before
+    return 1 - held_out(record) / held_out(record, c['steps'] - (c.get('restart_decay') or c['decay']))
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #8a56cb24
-def before_restart(record:dict, metric:str='loss') -> float:
-    "Mean of a training metric over the last twentieth of the parent run."
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #6f39feab
+def _after_restart(record:dict) -> list[float]: # nats per token
+    "Held-out cross-entropy at each evaluation after the restart, minus the one at it."
     restart = record['config']['restart']
-    return mean_between(record, .95 * restart, restart, metric)
+    at_restart = rows_between(record, restart - 1, restart, 'eval')[0]['cross_entropy']
+    return [row['cross_entropy'] - at_restart for row in rows_between(record, restart, math.inf, 'eval')]
 
 def spike(record:dict) -> float: # nats
     "Highest held-out cross-entropy after the restart minus the one at it."
-    c = record['config']
-    after = [row['cross_entropy'] for row in rows_between(record, c['restart'], c['steps'], 'eval')]
-    return max(after) - rows_between(record, 0, c['restart'], 'eval')[-1]['cross_entropy']
+    return max(_after_restart(record))
 
 def first_rise(record:dict) -> float: # nats
-    "Training loss of the hundredth of the updates after the restart minus that before it."
-    c = record['config']
-    return mean_between(record, c['restart'], c['restart'] + .01 * c['steps'] + 1) - before_restart(record)
+    "Held-out cross-entropy at the first evaluation after the restart minus the one at it."
+    return _after_restart(record)[0]
 
 def gained(record:dict) -> float: # nats, below zero if the run ends better
-    "Training loss at the end minus before the restart."
-    return at_end(record) - before_restart(record)
+    "Held-out cross-entropy at the end minus the one at the restart."
+    return _after_restart(record)[-1]
 
-def held_out_gained(record:dict) -> float: # nats, below zero if the run ends better
-    "Held-out cross-entropy at the end minus at the restart."
-    c = record['config']
-    before = rows_between(record, 0, c['restart'], 'eval')[-1]['cross_entropy']
-    return rows_between(record, 0, c['steps'], 'eval')[-1]['cross_entropy'] - before
-
-def never_regains(record:dict) -> bool:
-    "No twentieth of the updates after the restart has a training loss as low as the last one before it."
-    c = record['config']
-    width = .05 * c['steps']
-    starts = np.arange(c['restart'], c['steps'] - width + 1, width)
-    return all(mean_between(record, start, start + width) > before_restart(record) for start in starts)
+def best_after(record:dict) -> float: # nats, above zero if the run never is as good again
+    "Lowest held-out cross-entropy after the restart minus the one at it."
+    return min(_after_restart(record))
 
 def norm_growth(record:dict) -> float: # ratio
     "Gradient norm, greatest mean over a twentieth of the updates, over that right after the restart."
@@ -83,7 +73,7 @@ def norm_growth(record:dict) -> float: # ratio
     norms = [mean_between(record, start, start + width, 'grad_norm') for start in starts]
     return max(norms) / norms[0]
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #e026f665
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #0a29bf91
 def _metric(name:str):
     "A function that reads a metric of a record."
     return lambda record: record['metrics'][name]
@@ -93,6 +83,7 @@ def _repair(name:str): # of a function of repairs
     return lambda: getattr(importlib.import_module('reasonnb.systems.rust_lm.repairs'), name)()
 
 _HELD = 'plain next-token cross-entropy of held-out files'
+_FALL = 'fall of held-out cross-entropy over the decay, as a share'
 _QUALITY = 'share of generated bytes outside syntax errors'
 _GPU = 'a run on a CPU has no memory of a GPU to fill'
 
@@ -100,36 +91,34 @@ LOSSES = {
     'rl_engram_lt_baseline': ClaimTest(tested=f'{_HELD}, equal updates'),
     'rl_engram_lt_baseline_midrun': ClaimTest(
         tested=f'{_HELD}, after nine tenths of the updates', tolerance=.01,
-        left=lambda record: rows_between(record, 0, .9 * record['config']['steps'], 'eval')[-1]['cross_entropy']),
+        left=lambda record: held_out(record, .9 * record['config']['steps'])),
     'rl_haar_lowest_loss': ClaimTest(tested='reported training loss at the end', left=at_end),
     'rl_wavefield_leaks': ClaimTest(tested="reaction of the layer at the log's size to changed later tokens",
                                     check=_repair('wavefield_leaks')),
     'rl_causal_no_leak': ClaimTest(tested='reaction of attention with n-gram memory to changed later tokens, 64 bit',
                                    check=_repair('attention_is_causal')),
-    'rl_wsd_decay_gain': ClaimTest(tested='fall of the training loss over the decay, as a share', left=relative_drop),
-    'rl_wsd_decay_gain_baseline': ClaimTest(tested='fall of the training loss over the decay, as a share',
-                                            left=relative_drop),
-    'rl_wsd_decay_gain_haar': ClaimTest(tested='fall of the training loss over the decay, as a share',
-                                        left=relative_drop),
+    'rl_wsd_decay_gain': ClaimTest(tested=_FALL, left=relative_drop),
+    'rl_wsd_decay_gain_baseline': ClaimTest(tested=_FALL, left=relative_drop),
+    'rl_wsd_decay_gain_haar': ClaimTest(tested=_FALL, left=relative_drop),
     'rl_plateau_before_decay': ClaimTest(
-        tested='training loss from seven to eight tenths of the updates, in units in which it is 3.17 from five to '
-               'six tenths', tolerance=.024 / 3.17,
-        left=lambda record: 3.17 * mean_between(record, .7 * record['config']['steps'], .8 * record['config']['steps'])
-        / mean_between(record, .5 * record['config']['steps'], .6 * record['config']['steps'])),
+        tested='held-out cross-entropy after eight tenths of the updates, in units in which it is 3.17 after six',
+        tolerance=.024 / 3.17, left=lambda record: 3.17 * held_out(record, .8 * record['config']['steps'])
+        / held_out(record, .6 * record['config']['steps'])),
     'rl_mtp_inflates': ClaimTest(
         tested='reported loss minus plain cross-entropy of the batch is positive in every row, in most runs',
         left=lambda record: all(row['loss'] > row['cross_entropy'] for row in rows_between(record, 0, math.inf))),
     'rl_mtp_ratio_constant': ClaimTest(
-        tested="reported loss over entropy at the end, in units in which it is 1.44 after a twentieth of the updates",
+        tested="reported loss over entropy in the last tenth of the updates, in units in which it is 1.44 in the first",
         tolerance=.08 / 1.44,
         left=lambda record: 1.44 * at_end(record) / at_end(record, 'entropy')
-        / (mean_between(record, 0, .05 * record['config']['steps'])
-           / mean_between(record, 0, .05 * record['config']['steps'], 'entropy'))),
-    'rl_engram_loss_equals_h': ClaimTest(tested='2.19 plus the smoothed training loss minus the entropy, at the end',
-                                         left=lambda record: 2.19 + at_end(record) - at_end(record, 'entropy')),
+        / (mean_between(record, 0, .1 * record['config']['steps'])
+           / mean_between(record, 0, .1 * record['config']['steps'], 'entropy'))),
+    'rl_engram_loss_equals_h': ClaimTest(
+        tested='2.19 plus the smoothed training loss minus the entropy, both over the last tenth of the updates',
+        left=lambda record: 2.19 + at_end(record) - at_end(record, 'entropy')),
     'rl_baseline_best_not_final': ClaimTest(
         tested=f'{_HELD} at the end minus the lowest before it, plus 2.77', bar=2.77,
-        left=lambda record: 2.77 + rows_between(record, 0, math.inf, 'eval')[-1]['cross_entropy']
+        left=lambda record: 2.77 + held_out(record)
         - min(row['cross_entropy'] for row in rows_between(record, 0, math.inf, 'eval')[:-1])),
     'rl_init_near_uniform': ClaimTest(
         tested='cross-entropy of the first two-hundredth of the updates, plus what ln 4096 is above ln of the '
@@ -137,25 +126,25 @@ LOSSES = {
         left=lambda record: rows_between(record, 0, math.inf)[0]['cross_entropy']
         + math.log(4_096 / record['config']['vocab'])),
     'rl_engram_beats_small': ClaimTest(tested=_HELD, left=_metric('cross_entropy')),
-    'rl_gnorm_haar_small': ClaimTest(tested='gradient norm over the last twentieth of the updates',
+    'rl_gnorm_haar_small': ClaimTest(tested='gradient norm over the last tenth of the updates',
                                      left=lambda record: at_end(record, 'grad_norm')),
 }
 
-# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #42fc9d6c
+# %% ../../../nbs/systems/rust_lm/15_claims.ipynb #f89ef94b
+_RISE = f'{_HELD}, at the first evaluation after the restart minus at it'
+
 RESUMED = {
     'rl_engram_v2_worse': ClaimTest(tested=f'{_HELD}, at the end of the resumed run minus at its restart', bar=0.,
-                                    versus='engram_v1', pair=lambda resumed, parent: held_out_gained(resumed)),
-    'rl_resume_spike_haar': ClaimTest(tested='training loss right after the restart minus before it', bar=0.,
-                                      versus='haar_v3', pair=lambda resumed, parent: first_rise(resumed)),
-    'rl_resume_spike_engram': ClaimTest(tested='training loss right after the restart minus before it', bar=0.,
-                                        versus='engram_v1', pair=lambda resumed, parent: first_rise(resumed)),
-    'rl_haar_recovers': ClaimTest(tested='training loss at the end minus before the restart', bar=0.,
+                                    versus='engram_v1', pair=lambda resumed, parent: gained(resumed)),
+    'rl_resume_spike_haar': ClaimTest(tested=_RISE, bar=0., versus='haar_v3',
+                                      pair=lambda resumed, parent: first_rise(resumed)),
+    'rl_resume_spike_engram': ClaimTest(tested=_RISE, bar=0., versus='engram_v1',
+                                        pair=lambda resumed, parent: first_rise(resumed)),
+    'rl_haar_recovers': ClaimTest(tested=f'{_HELD}, at the end minus at the restart', bar=0.,
                                   versus='haar_v3', pair=lambda resumed, parent: gained(resumed)),
     'rl_engram_never_recovers': ClaimTest(
         tested='held-out cross-entropy, lowest after the restart minus the one at it, plus 2.1916',
-        left=lambda record: 2.1916 + min(row['cross_entropy'] for row in rows_between(
-            record, record['config']['restart'], math.inf, 'eval'))
-        - rows_between(record, 0, record['config']['restart'], 'eval')[-1]['cross_entropy']),
+        left=lambda record: 2.1916 + best_after(record)),
     'rl_gnorm_grows': ClaimTest(
         tested='greatest gradient norm after the restart, in units in which it is 3.62 right after it',
         left=lambda record: 3.62 * norm_growth(record)),

@@ -36,6 +36,6 @@ def run_of(length:float, # updates, in units of the log's ten thousand
         steps, first = round(length * unit), round(restart * unit)
         fields = dict(steps=steps, warmup=round(warmup * unit), decay=(first or steps) // 5,
                       wavefield_delay=round(delay * unit), eval_every=max(1, steps // 20))
-        if first: fields |= dict(restart=first, restart_decay=steps // 5)
+        if first: fields |= dict(restart=first, restart_decay=steps // 5, eval_every=unit // 20)
         found[scale] = fields
     return found
