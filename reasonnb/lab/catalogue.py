@@ -51,7 +51,8 @@ def title(slug:str # of an experiment or a section
 # %% ../../nbs/lab/00_catalogue.ipynb #f3466427
 SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',
            'reasonnb.systems.equilibrium.experiments', 'reasonnb.systems.energy.experiments',
-           'reasonnb.systems.descent.experiments', 'reasonnb.systems.rust_lm.experiments')
+           'reasonnb.systems.descent.experiments', 'reasonnb.systems.rust_lm.experiments',
+           'reasonnb.systems.cognate.experiments')
 
 def _system(module:str) -> System:
     try: return importlib.import_module(module).SYSTEM
