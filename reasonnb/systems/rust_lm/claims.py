@@ -44,9 +44,9 @@ def relative_drop(record:dict) -> float: # share of the cross-entropy at the sta
 
 # %% ../../../nbs/systems/rust_lm/15_claims.ipynb #6f39feab
 def _after_restart(record:dict) -> list[float]: # nats per token
-    "Held-out cross-entropy at each evaluation after the restart, minus the one at it."
+    "Held-out cross-entropy at each evaluation after the restart, minus the last one before it or at it."
     restart = record['config']['restart']
-    at_restart = rows_between(record, restart - 1, restart, 'eval')[0]['cross_entropy']
+    at_restart = rows_between(record, .95 * restart, restart, 'eval')[-1]['cross_entropy']
     return [row['cross_entropy'] - at_restart for row in rows_between(record, restart, math.inf, 'eval')]
 
 def spike(record:dict) -> float: # nats
