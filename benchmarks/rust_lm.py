@@ -72,7 +72,7 @@ def products(c, vocab:int, batch:int):
     return run
 
 
-def quartiles(values) -> list[float]: return [round(q, 2) for q in statistics.quantiles(values, n=4)]
+def quartiles(values, digits:int=2) -> list[float]: return [round(q, digits) for q in statistics.quantiles(values, n=4)]
 
 
 def train(model, task, steps:int, lr:float=3e-3) -> float: # nats per token on the held-out windows
@@ -139,7 +139,7 @@ def muon_share(config, batch:int, rounds:int) -> dict:
         optimizer.apply()
         end = time.process_time()
         found.append((end - middle) / (end - start))
-    return dict(tokens=batch * config.context, share=quartiles(found[1:]))
+    return dict(tokens=batch * config.context, share=quartiles(found[1:], 4))
 
 
 def main(rounds:int=9, steps:int=200, long:bool=False):
@@ -156,7 +156,7 @@ def main(rounds:int=9, steps:int=200, long:bool=False):
     for row in decoding:
         print(f"decoding after {row['context']:6,} tokens: {row['mixer']:9} {row['ms_per_token']:7.3f} ms, "
               f"{row['kilobytes']:9,.1f} kB")
-    for row in muon: print(f"Muon and the rest: {row['share'][1]:.0%} of an update of {row['tokens']:,} tokens")
+    for row in muon: print(f"Muon and the rest: {row['share'][1]:.1%} of an update of {row['tokens']:,} tokens")
     report = dict(torch=torch.__version__, machine=platform.machine(),
                   capability=torch.backends.cpu.get_cpu_capability(), quartiles='of ratios', update=update,
                   decoding=decoding, muon=muon)
