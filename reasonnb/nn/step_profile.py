@@ -141,12 +141,13 @@ def step_profile(task, # as the trainer needs it
     device = next(task.model.parameters()).device
     clock = _clock(device)
     timed = _Timed(task, clock)
-    run, spent, parts, bare = Run(timed, config, None, device, Ranks(device=device)), [], [], []
-    run.model.train()
-    train_step(run)
-    with Alive() as alive: train_step(run)
-    stays = {id(t.untyped_storage()): t.untyped_storage().nbytes()
-             for t in tree_leaves([*run.model.parameters(), *run.model.buffers()])}
+    spent, parts, bare = [], [], []
+    with Alive() as alive:  # from before the optimizer has a state
+        run = Run(timed, config, None, device, Ranks(device=device))
+        run.model.train()
+        for _ in range(2):
+            train_step(run)
+    stays = sum(t.nbytes for t in (*run.model.parameters(), *run.model.buffers()))
     with Products() as products: train_step(run)
     for _ in range(steps):
         timed.spent.clear()
@@ -159,5 +160,5 @@ def step_profile(task, # as the trainer needs it
         parts.append(timed.spent | {'update': spent[-1] - timed.spent.total()})
     each = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
     return StepProfile(seconds=statistics.median(spent), parts=each, limit=statistics.median(bare),
-                       flop=products.flop, peak=alive.peak + sum(stays.values()),
+                       flop=products.flop, peak=alive.peak + stays,
                        operations=_operations(run, min(steps, 3), clock))

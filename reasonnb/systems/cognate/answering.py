@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from ...core.config import UserError, unknown
+from ...core.config import UserError
 from ...core.paths import shipped
-from ...core.weights import finished_run, measured_weights, read_pair, run_facts, write_pair
+from ...core.weights import finished_run, measured_weights, run_facts, shipped_pair, pair_names, with_weights
+from ...core.weights import write_pair
 from .config import CognateConfig
 from .decoding import answer_all
 from .model import CognateModel
@@ -63,23 +64,15 @@ def ship(run_dir, # folder of a finished run with its checkpoint
     facts = run_facts(record) | {'metrics': record['metrics'], 'data': record['data']}
     return write_pair(Path(folder or shipped('data/checkpoints')) / f'{name}.pt', kept, facts)
 
+_NAMES = 'cognate*'
+
 def answerers() -> list[str]: # names, sorted
     "The pairs that can answer."
-    return sorted(path.stem for path in shipped('data/checkpoints').glob('cognate*.pt'))
+    return pair_names(_NAMES)
 
 def load_answerer(name:str='' # of a pair, or a path to one; '' = the first of `answerers`
                  ) -> Answerer:
     "A pair, ready to answer."
-    known = answerers()
-    if not name and not known: raise UserError('no reasoning model is shipped here; restore data/checkpoints from git')
-    name = name or known[0]
-    path = Path(name) if name.endswith('.pt') else shipped(f'data/checkpoints/{name}.pt')
-    if not path.exists(): raise unknown('reasoning model', name, known)
-    state, about = read_pair(path)
-    if not {'weights', 'config', 'words'} <= set(state): raise UserError(f'{path} holds no reasoning model')
-    config = CognateConfig.from_dict(state['config'])
-    model = CognateModel(config)
-    try: model.load_state_dict(state['weights'])
-    except RuntimeError as e:
-        raise UserError(f'{path} does not fit its own settings ({str(e).splitlines()[0]}); made by other code?') from e
-    return Answerer(path.stem, model.eval(), Symbols(tuple(state['words'])), about)
+    path, state, about = shipped_pair(name, _NAMES, 'reasoning model', {'weights', 'config', 'words'})
+    model = with_weights(CognateModel(CognateConfig.from_dict(state['config'])), state['weights'], path)
+    return Answerer(path.stem, model, Symbols(tuple(state['words'])), about)

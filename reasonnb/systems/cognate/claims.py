@@ -72,6 +72,11 @@ def _near_42(record:dict) -> float:
     if value is None or not math.isfinite(value): raise CannotShow('no number is answered')
     return value
 
+def _avoids(new:dict, old:dict) -> float: # 1 or -1
+    "Whether the new rates are smooth, where the old ones are not."
+    if smooth_at_7(old): raise CannotShow('the old rates do not diverge at epoch 7 either: nothing to avoid')
+    return 1. if smooth_at_7(new) else -1.
+
 TRAINING = {
     'cg_val_real': ClaimTest(tested='validation losses of ten epochs are not all the same, in most runs', **_FULL,
                              left=lambda record: len({round(loss, 6) for loss in validation(record)}) > 1),
@@ -94,16 +99,12 @@ TRAINING = {
         row['grad_norm'] for row in record['curve'] if row['kind'] == 'train')),
     'cg_lower_lr_stable': ClaimTest(
         tested='no sharp rise at epoch 7 with the halved rates where the old ones have one', **_FULL,
-        versus='cg_fail_divergence', pair=lambda new, old: _avoids(new, old)),
+        versus='cg_fail_divergence', pair=_avoids),
     'cg_plateau_risk': ClaimTest(tested='validation loss is lower at the end than after the second epoch, and below 2, '
                                         'in most runs', **_FULL,
                                  left=lambda record: validation(record)[-1] < min(2., validation(record)[1])),
 }
 
-def _avoids(new:dict, old:dict) -> float: # 1 or -1
-    "Whether the new rates are smooth, where the old ones are not."
-    if smooth_at_7(old): raise CannotShow('the old rates do not diverge at epoch 7 either: nothing to avoid')
-    return 1. if smooth_at_7(new) else -1.
 
 # %% ../../../nbs/systems/cognate/14_claims.ipynb #292357e0
 HALTING = {

@@ -57,7 +57,8 @@ def log_prompts(model:CognateModel, symbols:Symbols) -> dict[str, float]:
     prompts = [symbols.prompt_ids(question.prompt) for question in LOG_QUESTIONS]
     free = answer_all(model, prompts, 10)
     variety = [len(set(ids)) for ids in free]
-    colons = [symbols.decode(ids).count(':') / max(1, len(symbols.decode(ids))) for ids in free]
+    written = [symbols.decode(ids) for ids in free]
+    colons = [text.count(':') / max(1, len(text)) for text in written]
     return found | {'distinct_tokens': float(np.mean(variety)), 'colons': float(np.mean(colons))}
 
 def _number(text:str) -> float: # NaN where there is none

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.config import UserError
-from ...core.optimizers import SAM, Optimizers, parameter_kinds
+from ...core.optimizers import SAM, Optimizers, param_groups, parameter_kinds
 from .config import CognateConfig
 
 # %% ../../../nbs/systems/cognate/08_released_optimizer.ipynb #10b218d6
@@ -125,10 +125,8 @@ def make_cognate_optimizer(model:nn.Module,
         parts.append(torch.optim.Muon(taken, lr=c.matrix_lr, weight_decay=c.weight_decay))
         parts[0].param_groups[0]['lr_ratio'] = c.matrix_lr / c.lr
     if c.optimizer != 'released':
-        large = [named[name] for name, kind in kinds.items() if kind in ('matrix', 'edge')]
-        decayed = [p for p in large if id(p) not in ids]
-        free = [named[name] for name, kind in kinds.items() if kind in ('table', 'vector')]
-        groups = [dict(params=decayed, weight_decay=c.weight_decay), dict(params=free, weight_decay=0.)]
+        groups = [group | dict(params=[p for p in group['params'] if id(p) not in ids])
+                  for group in param_groups(model, c.weight_decay)]
         parts.append(torch.optim.AdamW([g for g in groups if g['params']], lr=c.lr, betas=c.betas, fused=True))
     params = [named[name] for name in kinds]
     filtered = None

@@ -8,6 +8,7 @@ __all__ = ['HELD', 'mix_of', 'Questions', 'CognateTask', 'build_task']
 # %% ../../../nbs/systems/cognate/11_task.ipynb #bb25e29f
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from ...core.config import UserError
 from ...core.gradients import Batch
@@ -31,6 +32,10 @@ def mix_of(config:CognateConfig) -> TaskMix:
         raise UserError(f'vocab={config.vocab}: questions have {found.symbols.vocab} symbols; give at least as many')
     return found
 
+def _of_tokens(rows:TaskBatch) -> tuple[Tensor, Tensor]: # answers and pads, bool, (batch, context + 1) each
+    "Masks of the tokens themselves; those of the rows belong to the next token."
+    return F.pad(rows.answers, (1, 0)), F.pad(rows.pads, (1, 0))
+
 class Questions:
     "Rows of a run, and the questions that are held out."
     def __init__(self, config:CognateConfig):
@@ -48,7 +53,7 @@ class Questions:
     def batch(self, step:int) -> Batch: # tokens, answers and pads, (batch, context + 1)
         "The rows of an update as the trainer cuts them."
         found = self.window(step)
-        answers, pads = (torch.nn.functional.pad(mask, (1, 0)) for mask in (found.answers, found.pads))
+        answers, pads = _of_tokens(found)
         tensors = dict(tokens=found.tokens, answers=answers, pads=pads, step=torch.full((len(answers),), step))
         return Batch(tensors, loss_weights(answers, pads, self.config))
 
@@ -83,8 +88,7 @@ class CognateTask(Questions):
     def evaluate(self) -> dict[str, float]:
         "Held-out rows: the loss that is minimised, and that of answers."
         rows, device = self.rows, self.model.embed.weight.device
-        answers, pads = (torch.nn.functional.pad(mask, (1, 0)) for mask in (rows.answers, rows.pads))
-        labels = make_labels(rows.tokens, answers, pads, self.config)
+        labels = make_labels(rows.tokens, *_of_tokens(rows), self.config)
         logits = self.model(labels.inputs.to(device)).cpu()
         nats = token_nats(logits[labels.counted], labels.targets[labels.counted]).mean()
         wanted, following = rows.answers, rows.tokens[:, 1:]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ...core.config import UserError, unknown
+from ...core.config import UserError
 from ...core.paths import shipped
-from ...core.weights import finished_run, measured_weights, read_pair, run_facts, write_pair
+from ...core.weights import finished_run, measured_weights, run_facts, shipped_pair, pair_names, with_weights
+from ...core.weights import write_pair
 from .config import RustConfig
 from .language_model import LanguageModel
 from ...text.sampling import stream_text
@@ -60,23 +61,16 @@ def ship(run_dir, # folder of a finished run with its checkpoint
     facts = run_facts(record) | {'metrics': record['metrics'], 'data': record['data']}
     return write_pair(Path(folder or shipped('data/checkpoints')) / f'{name}.pt', kept, facts)
 
+_NAMES = 'rust-*'
+
 def writers() -> list[str]: # names, sorted
     "The pairs that can write."
-    return sorted(path.stem for path in shipped('data/checkpoints').glob('rust-*.pt'))
+    return pair_names(_NAMES)
 
 def load_writer(name:str='' # of a pair, or a path to one; '' = the first of `writers`
                ) -> Writer:
     "A pair, ready to write."
-    known = writers()
-    if not name and not known: raise UserError('no language model is shipped here; restore data/checkpoints from git')
-    name = name or known[0]
-    path = Path(name) if name.endswith('.pt') else shipped(f'data/checkpoints/{name}.pt')
-    if not path.exists(): raise unknown('language model', name, known)
-    state, about = read_pair(path)
-    if not {'weights', 'config', 'tokenizer'} <= set(state): raise UserError(f'{path} holds no language model')
+    path, state, about = shipped_pair(name, _NAMES, 'language model', {'weights', 'config', 'tokenizer'})
     config, tokenizer = RustConfig.from_dict(state['config']), Tokenizer.from_json(state['tokenizer'])
-    model = LanguageModel(config, tokenizer.vocab)
-    try: model.load_state_dict(state['weights'])
-    except RuntimeError as e:
-        raise UserError(f'{path} does not fit its own settings ({str(e).splitlines()[0]}); made by other code?') from e
-    return Writer(path.stem, model.eval(), tokenizer, about)
+    model = with_weights(LanguageModel(config, tokenizer.vocab), state['weights'], path)
+    return Writer(path.stem, model, tokenizer, about)
