@@ -6,15 +6,18 @@ from torch import nn
 
 from reasonnb.core.config import UserError
 from reasonnb.core.gradients import Batch, accumulate_gradients
+from reasonnb.lab.catalogue import resolve
 from reasonnb.systems.cognate.attention import ShortConvolution, SlidingAttention
 from reasonnb.systems.cognate.config import LADDER, RELEASED, CognateConfig, ladder, parameter_count
 from reasonnb.systems.cognate.decoding import answer_all
+from reasonnb.systems.cognate.experiments import EXPERIMENTS
 from reasonnb.systems.cognate.halting import exit_log_p, exit_terms, expected_steps, prior_divergence
 from reasonnb.systems.cognate.losses import loss_weights, training_terms
 from reasonnb.systems.cognate.memory import ema_closed, ema_scan
 from reasonnb.systems.cognate.model import CognateModel
 from reasonnb.systems.cognate.recursion import TRM
 from reasonnb.systems.cognate.released_optimizer import GradientFilter, make_cognate_optimizer
+from reasonnb.systems.cognate.task import build_task
 from reasonnb.systems.cognate.titans import TitansMemory, recurrent
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -257,3 +260,13 @@ def test_settings_that_do_not_fit_are_refused(change, said):
     (lambda: SlidingAttention(8, 2)(torch.zeros(2, 3)), 'expected tokens')])
 def test_parts_refuse_what_they_cannot_do(call, said):
     with pytest.raises(UserError, match=said): call()
+
+
+@pytest.mark.parametrize('experiments', [EXPERIMENTS[first::4] for first in range(4)])
+def test_every_configuration_can_be_trained(experiments):
+    for experiment in experiments:
+        config = resolve(experiment.slug, 'smoke')
+        task = build_task(config)
+        terms = task.backward(task.batch(config.steps - 1))
+        assert bool(terms['loss'].isfinite()), experiment.slug
+        assert task.asked(1), experiment.slug

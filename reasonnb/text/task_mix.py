@@ -85,7 +85,7 @@ WEIGHTS = dict(add=.16, subtract=.16, add_plain=.05, subtract_plain=.05, add_bac
                word=.2, recall=.1, mqar=.04, hop=.03, modular=.03, listops=.03, parity=.02, needle=.02, copy=.01)
 _EASY = {name: (1, 2) for name in WEIGHTS if name.startswith(('add', 'subtract'))}
 _EASY |= dict(word=(1,), recall=(1,), mqar=(1, 2), copy=(1, 2))
-_ALL = {name: TASKS[name].levels for name in WEIGHTS} | dict(needle=(1,), copy=(1, 2, 3))
+_ALL = {name: TASKS[name].levels for name in WEIGHTS} | dict(needle=(1,), distant=(1, 2), copy=(1, 2, 3))
 TIERS = (_EASY, _ALL)
 
 def tier(step_share:float, # share of the training that is done, from 0 to 1

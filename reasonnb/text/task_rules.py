@@ -8,12 +8,13 @@ __all__ = ['TASKS', 'draw_question']
 # %% ../../nbs/text/22_task_rules.ipynb #0b6227f9
 from ..core.config import unknown
 from .arithmetic_tasks import MODULAR, SUMS, WORD
-from .context_tasks import COPY, HOP, MQAR, NEEDLE, RECALL
+from .context_tasks import COPY, DISTANT, HOP, MQAR, NEEDLE, RECALL
 from .nested_tasks import LISTOPS, PARITY
 from .questions import Question
 
 # %% ../../nbs/text/22_task_rules.ipynb #7ae0160c
-TASKS = {task.name: task for task in (*SUMS, WORD, RECALL, MQAR, NEEDLE, HOP, MODULAR, PARITY, LISTOPS, COPY)}
+TASKS = {task.name: task
+         for task in (*SUMS, WORD, RECALL, MQAR, NEEDLE, DISTANT, HOP, MODULAR, PARITY, LISTOPS, COPY)}
 
 def draw_question(task:str, # one of `TASKS`
                   split:str, # 'train' or 'test'

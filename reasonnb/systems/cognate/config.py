@@ -136,11 +136,12 @@ RELEASED = dict(embed_scaled=False, position='learned', qk_norm=False, memory='e
                 optimizer='released', grokfast='high_pass', scheduled=False, weighted_accumulation=False)
 
 # one repair after the other; each keeps those before it
-# (embeddings scaled with Titans: a memory between blocks must be able to see the tokens)
+# (a memory between blocks, as Titans is here, sees the tokens only where embeddings are scaled)
 LADDER = {'causal': dict(causal=True), 'shifted': dict(shifted=True), 'pads masked': dict(pads_masked=True),
-          'answers only': dict(answers_only=True), 'convolution': dict(convolution='blocks'),
+          'answers only': dict(answers_only=True), 'embeddings scaled': dict(embed_scaled=True),
+          'convolution': dict(convolution='blocks'),
           'Titans': dict(memory='titans', memory_gate='paper', memory_place='middle', memory_carried=False,
-                         convolution='both', embed_scaled=True),
+                         convolution='both'),
           'halting': dict(halting='ponder', halt_threshold=0.5, detach=False, deep_supervision=False)}
 
 def ladder(base:CognateConfig # the released form, e.g. `CognateConfig(**RELEASED)`

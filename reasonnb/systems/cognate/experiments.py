@@ -22,7 +22,7 @@ def _at(**changes) -> dict: # scale -> fields
 
 _OLD_AT = _at(log=dict(batch_size=16, accumulate=1, steps=13_680, eval_every=1_368, warmup=1_368),
               h200=dict(batch_size=64, steps=4_000, eval_every=400),
-              laptop=_SMALL | dict(steps=1_000, eval_every=100), smoke=dict(steps=20, eval_every=2))
+              laptop=_SMALL | dict(steps=1_000, eval_every=100, asked=10), smoke=dict(steps=20, eval_every=2))
 _NEW_AT = dict(log=dict(batch_size=64, accumulate=4, steps=3_420, eval_every=342, warmup=342),
                h200=dict(batch_size=256, accumulate=4, steps=1_000, eval_every=100),
                laptop=dict(batch_size=64, accumulate=4, steps=250, eval_every=25),
@@ -41,10 +41,9 @@ RUNS = (
 )
 
 # %% ../../../nbs/systems/cognate/15_experiments.ipynb #8180adf0
-_BEGIN = RELEASED | dict(optimizer='adamw', grokfast='none', scheduled=True, lr=2e-3, schedule='constant')
-_LADDER_AT = {scale: fields | dict(warmup=2, decay=0) for scale, fields in dict(
-    log={}, h200=dict(steps=2_000, eval_every=100), laptop=_SMALL | dict(steps=400, eval_every=40),
-    smoke={}).items()}
+_BEGIN = RELEASED | dict(optimizer='adamw', grokfast='none', scheduled=True, lr=2e-3, schedule='wsd')
+_LADDER_AT = dict(log=dict(warmup=30, decay=1_026), h200=dict(steps=4_000, decay=1_200, eval_every=200),
+                  laptop=_SMALL | dict(steps=1_200, decay=360, eval_every=60, asked=20), smoke={})
 _names = ['ladder_released', *(f"ladder_{name.lower().replace(' ', '_')}" for name in LADDER)]
 STEPS = tuple(_names)
 LADDERS = (Experiment('ladder_released', '', _BEGIN, _LADDER_AT),
@@ -72,7 +71,7 @@ _RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_
                   log=dict(window=64))
 _DEEP_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, steps=1_200, decay=360, eval_every=120))
 MEMORIES = (
-    Experiment('recall_window', '', _OURS | dict(mix='mqar', tier_switch=0.), _RECALL_AT),
+    Experiment('recall_window', '', _OURS | dict(mix='distant', tier_switch=0.), _RECALL_AT),
     Experiment('recall_full', 'recall_window', at={scale: dict(window=96) for scale in ('laptop', 'smoke', 'h200')}),
     Experiment('recall_ema', 'recall_window', dict(memory='ema', convolution='none', memory_gate='add')),
     Experiment('recall_linear', 'recall_window', dict(memory='linear', convolution='memory')),

@@ -26,11 +26,18 @@ def written_answers(model:CognateModel,
                     symbols:Symbols, # of the training
                     loops:int|None=None, # outer loops; None: as many as in training
                    ) -> list[str]: # what was written after each prompt
-    "Greedy answers, at most a symbol longer than the longest right one."
-    most = 1 + max(len(symbols.ids(question.answer)) for question in questions)
-    prompts = [symbols.prompt_ids(question.prompt) for question in questions]
-    found = answer_all(model, prompts, most, symbols.end, loops=loops)
-    return [symbols.decode(ids) for ids in found]
+    "Greedy answers, at most a symbol longer than the longest right one of their task and level."
+    longest, groups, found = {}, {}, [''] * len(questions)
+    for question in questions:
+        key = question.task, question.difficulty
+        longest[key] = max(longest.get(key, 0), len(symbols.ids(question.answer)))
+    for number, question in enumerate(questions):
+        groups.setdefault(1 + longest[question.task, question.difficulty], []).append(number)
+    for most, numbers in groups.items():
+        prompts = [symbols.prompt_ids(questions[number].prompt) for number in numbers]
+        for number, ids in zip(numbers, answer_all(model, prompts, most, symbols.end, loops=loops)):
+            found[number] = symbols.decode(ids)
+    return found
 
 def exact_matches(model:CognateModel, questions:list[Question], symbols:Symbols, loops:int|None=None
                  ) -> dict[str, float]: # shares of questions

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.config import UserError
 from ...core.optimizers import SAM, Optimizers, param_groups, parameter_kinds
+from ...core.stacked_muon import StackedMuon
 from .config import CognateConfig
 
 # %% ../../../nbs/systems/cognate/08_released_optimizer.ipynb #10b218d6
@@ -122,7 +123,7 @@ def make_cognate_optimizer(model:nn.Module,
         group = dict(params=[named[name] for name in kinds], muon_lr=c.matrix_lr, fallback_lr=c.lr, matrix_ratio=ratio)
         parts.append(ReleasedOptimizer([group]))
     elif taken:
-        parts.append(torch.optim.Muon(taken, lr=c.matrix_lr, weight_decay=c.weight_decay))
+        parts.append(StackedMuon(taken, lr=c.matrix_lr, weight_decay=c.weight_decay))
         parts[0].param_groups[0]['lr_ratio'] = c.matrix_lr / c.lr
     if c.optimizer != 'released':
         groups = [group | dict(params=[p for p in group['params'] if id(p) not in ids])

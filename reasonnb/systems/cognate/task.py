@@ -19,7 +19,7 @@ from .measures import exact_matches, halting_metrics, log_prompts, look_ahead
 from .model import CognateModel
 from .released_optimizer import CognateOptimizers, make_cognate_optimizer
 from ...text.questions import Question
-from ...text.task_mix import WEIGHTS, TaskBatch, TaskMix, tier
+from ...text.task_mix import TIERS, WEIGHTS, TaskBatch, TaskMix, tier
 
 # %% ../../../nbs/systems/cognate/11_task.ipynb #f48fa1ba
 HELD = 1_000_003  # seed of held-out rows, of no run
@@ -27,7 +27,8 @@ HELD = 1_000_003  # seed of held-out rows, of no run
 def mix_of(config:CognateConfig) -> TaskMix:
     "The mix that the settings name; `UserError` for a task that does not exist or a vocabulary of another size."
     names = list(WEIGHTS) if config.mix == 'all' else [name.strip() for name in config.mix.split(',')]
-    found = TaskMix(weights={name: WEIGHTS.get(name, .1) for name in names}, context=config.context)
+    tiers = TIERS if config.tier_switch else TIERS[-1:]  # the easy one need not have a task of the mix
+    found = TaskMix({name: WEIGHTS.get(name, .1) for name in names}, config.context, tiers=tiers)
     if config.vocab < found.symbols.vocab:
         raise UserError(f'vocab={config.vocab}: questions have {found.symbols.vocab} symbols; give at least as many')
     return found
@@ -46,7 +47,7 @@ class Questions:
     def window(self, step:int) -> TaskBatch:
         "The rows of an update."
         config = self.config
-        hard = tier(step / config.steps, config.tier_switch) if config.tier_switch < 1 else 0
+        hard = tier(step / config.steps, config.tier_switch) if 0 < config.tier_switch < 1 else 0
         number = step % self.each if config.epochs else step
         return self.mix.windows(config.seed, number, config.batch_size, tier=hard)
 
@@ -64,6 +65,17 @@ class Questions:
         levels = self.mix.tiers[-1]
         return [question for name in self.mix.weights for level in levels[name]
                 for question in self.mix.held_out(name, level, n, seed)]
+
+    def beyond(self, n:int # most questions of each level
+              ) -> list[Question]: # none that the table of positions is too short for
+        "Held-out questions of the levels that no tier has: farther away, longer."
+        trained = {name: {level for levels in self.mix.tiers for level in levels.get(name, ())}
+                   for name in self.mix.weights}
+        found = [question for name, levels in trained.items() for level in self.mix.tasks[name].levels
+                 if level not in levels for question in self.mix.held_out(name, level, n)]
+        if self.config.position == 'rope' or not found: return found
+        room = self.config.position_rows - 2 - max(len(self.symbols.ids(one.answer)) for one in found)
+        return [one for one in found if len(self.symbols.ids(one.prompt)) <= room]
 
 # %% ../../../nbs/systems/cognate/11_task.ipynb #6991c309
 class CognateTask(Questions):
@@ -101,7 +113,7 @@ class CognateTask(Questions):
         found = self.evaluate() | exact_matches(self.model, self.asked(self.config.asked), self.symbols)
         found |= log_prompts(self.model, self.symbols) | halting_metrics(self.model, self.rows)
         found['look_ahead'] = look_ahead(self.model, self.rows.tokens[:8, :-1].to(self.model.embed.weight.device))
-        return found | self._other_loops()
+        return found | self._other_loops() | self._farther()
 
     def _other_loops(self, n:int=10 # questions of each level
                     ) -> dict[str, float]: # shares of questions
@@ -113,6 +125,12 @@ class CognateTask(Questions):
             shares = exact_matches(self.model, questions, self.symbols, loops)
             found[f'exact_match_loops_{loops}'] = shares['exact_match']
         return found
+
+    def _farther(self) -> dict[str, float]: # shares of questions, by task and level
+        "Exact matches at levels that training has not; they are no part of `exact_match`."
+        questions = self.beyond(self.config.asked)
+        shares = exact_matches(self.model, questions, self.symbols) if questions else {}
+        return {name: share for name, share in shares.items() if name[-1].isdigit()}
 
     def describe(self) -> dict:
         "What a fair comparison has to state: parameters, data, protocol, arithmetic."
