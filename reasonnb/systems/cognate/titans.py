@@ -199,5 +199,6 @@ class SumGate(nn.Module):
 
 def gate_entropy(share:Tensor # in [0, 1]
                 ) -> Tensor: # nats, of the same shape
-    "Entropy of a choice between two."
+    "Entropy of a choice between two; the gradient of a share that is 0 or 1 to the last bit is zero, not NaN."
+    share = share.clamp(1e-6, 1 - 1e-6)
     return torch.special.entr(share) + torch.special.entr(1 - share)
