@@ -22,10 +22,10 @@ def _at(**changes) -> dict: # scale -> fields
 
 _OLD_AT = _at(log=dict(batch_size=16, accumulate=1, steps=13_680, eval_every=1_368, warmup=1_368),
               h200=dict(batch_size=64, steps=4_000, eval_every=400),
-              laptop=_SMALL | dict(steps=1_000, eval_every=100, asked=10), smoke=dict(steps=20, eval_every=2))
+              laptop=_SMALL | dict(steps=480, eval_every=48, asked=10), smoke=dict(steps=20, eval_every=2))
 _NEW_AT = dict(log=dict(batch_size=64, accumulate=4, steps=3_420, eval_every=342, warmup=342),
                h200=dict(batch_size=256, accumulate=4, steps=1_000, eval_every=100),
-               laptop=dict(batch_size=64, accumulate=4, steps=250, eval_every=25),
+               laptop=dict(batch_size=64, accumulate=4, steps=120, eval_every=12),
                smoke=dict(batch_size=8, accumulate=4))
 RUNS = (
     Experiment('cg_fail_divergence', '', RELEASED | dict(
