@@ -17,11 +17,13 @@ from ...core.config import UserError
 
 # %% ../../../nbs/systems/cognate/05_halting.ipynb #29c161cc
 class HaltingHead(nn.Module):
-    "A logit of leaving after each loop, from the token's own state; one half at first."
-    def __init__(self, d_model:int # channels of the state
+    "A logit of leaving after each loop, from the token's own state."
+    def __init__(self, d_model:int, # channels of the state
+                 even:bool=True, # one half for every token at first; False: PyTorch's start, as in the released form
                 ):
         super().__init__()
         self.head = nn.Linear(d_model, 1)
+        if not even: return
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

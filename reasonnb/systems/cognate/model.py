@@ -137,7 +137,7 @@ class CognateModel(nn.Module):
         self.memory = GatedMemory(c) if place in ('last', 'middle') else None
         self.norm_memory = nn.RMSNorm(c.d_model, eps=1e-6) if place == 'middle' else None
         self.recursion = _recursion(c)
-        self.halting = HaltingHead(c.d_model) if c.halting != 'none' else None
+        self.halting = HaltingHead(c.d_model, self.exits) if c.halting != 'none' else None
 
     @property
     def causal(self) -> bool: return self.config.causal
