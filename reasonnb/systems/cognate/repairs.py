@@ -7,15 +7,17 @@ __all__ = ['released', 'small_model', 'some_rows', 'gradient_of', 'variance_rati
            'accumulation_is_a_big_batch', 'accumulation_quarters_variance', 'hinge_is_off_above_its_target',
            'halting_head_learns', 'memory_shape_is_free_of_the_batch', 'neighbours_do_not_matter',
            'memory_is_free_of_neighbours', 'schedule_acts', 'rate_never_below', 'clipped_norm',
-           'clipping_bounds_the_norm', 'stopping_epoch', 'stopping_rule_counts_three', 'embeddings_below',
+           'clipping_bounds_the_norm', 'stopping_epoch', 'stopping_rule_counts_three', 'embeddings_below', 'fits_into',
            'reloaded_weights_answer_alike', 'an_epoch_passes']
 
 # %% ../../../nbs/systems/cognate/12_repairs.ipynb #d26202ae
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from ...core.gradients import clip_gradients
-from .config import RELEASED, CognateConfig, parameter_parts
+from .config import RELEASED, CognateConfig, parameter_count, parameter_parts
 from .halting import calibration_loss
 from .losses import training_terms
 from .memory import ExponentialMemory
@@ -55,6 +57,7 @@ def gradient_of(model:CognateModel, rows:tuple[Tensor, Tensor, Tensor]) -> Tenso
                       for p in model.parameters()])
 
 # %% ../../../nbs/systems/cognate/12_repairs.ipynb #e5a91c18
+@cache
 def variance_ratio(batches:int=256 # micro-batches
                   ) -> float: # variance of the mean of four over that of one
     "How much accumulation lowers the variance of a gradient."
@@ -172,6 +175,14 @@ def embeddings_below(share:float=.79) -> bool:
     "The embeddings' share of the log's model."
     parts = parameter_parts(CognateConfig(**RELEASED))
     return parts['embeddings'] / sum(parts.values()) < share
+
+def fits_into(limit:float=6e9, # bytes
+              rows:int=16, # of a batch
+             ) -> bool:
+    "Weights, gradients and two means of the log's model, and one copy of the logits of all its answers, in float32."
+    c = CognateConfig(**RELEASED)
+    logits = 4 * (c.outer + 1) * rows * c.context * c.vocab
+    return 4 * 4 * parameter_count(c) + logits < limit
 
 def reloaded_weights_answer_alike() -> bool:
     "A released model and a copy that loads its weights, on one row."
