@@ -22,7 +22,7 @@ def _at(**changes) -> dict: # scale -> fields
 
 _OLD_AT = _at(log=dict(batch_size=16, accumulate=1, steps=13_680, eval_every=1_368, warmup=1_368),
               h200=dict(batch_size=64, steps=4_000, eval_every=400),
-              laptop=_SMALL | dict(steps=480, eval_every=48, asked=10), smoke=dict(steps=20, eval_every=2))
+              laptop=_SMALL | dict(steps=480, eval_every=48, asked=5), smoke=dict(steps=20, eval_every=2))
 _NEW_AT = dict(log=dict(batch_size=64, accumulate=4, steps=3_420, eval_every=342, warmup=342),
                h200=dict(batch_size=256, accumulate=4, steps=1_000, eval_every=100),
                laptop=dict(batch_size=64, accumulate=4, steps=120, eval_every=12),
@@ -41,9 +41,10 @@ RUNS = (
 )
 
 # %% ../../../nbs/systems/cognate/15_experiments.ipynb #8180adf0
-_BEGIN = RELEASED | dict(optimizer='adamw', grokfast='none', scheduled=True, lr=2e-3, schedule='wsd')
+_BEGIN = RELEASED | dict(optimizer='adamw', grokfast='none', scheduled=True, lr=2e-3, schedule='wsd',
+                         mix='add,word,recall,mqar,copy')
 _LADDER_AT = dict(log=dict(warmup=30, decay=1_026), h200=dict(steps=4_000, decay=1_200, eval_every=200),
-                  laptop=_SMALL | dict(steps=1_200, decay=360, eval_every=60, asked=20), smoke={})
+                  laptop=_SMALL | dict(steps=800, decay=240, eval_every=40, asked=20), smoke={})
 _names = ['ladder_released', *(f"ladder_{name.lower().replace(' ', '_')}" for name in LADDER)]
 STEPS = tuple(_names)
 LADDERS = (Experiment('ladder_released', '', _BEGIN, _LADDER_AT),
