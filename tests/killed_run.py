@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # noqa: F401, the first update imports it, which takes seconds: once here, not in each attempt
 
 from toy_task import train
 

@@ -2,7 +2,7 @@
 import json, os, pty, re, signal, subprocess, sys
 import pytest
 from reasonnb.lab.claims import JUDGED, VERDICTS
-from toy import REPO, cli, environment, kernels, make_root, start_cli, until
+from toy import REPO, cli, each, environment, kernels, make_root, start_cli, until
 
 
 @pytest.fixture(scope='module')
@@ -52,41 +52,6 @@ def test_commands_come_with_the_systems(root):
     for words in (['--help'], ['list']):
         said = "reasonnb: no module 'toy_sytem' for a system; check REASONNB_SYSTEMS\n"
         assert cli(root, *words, REASONNB_SYSTEMS='toy_sytem') == (2, '', said)
-
-
-def each(root, *cases):
-    """Exit code, standard output and standard error of many commands.
-
-    Each runs in a fork of one process that has imported the package. A case is (words, what stands for standard
-    output): a file to write into, or 'gone' for a pipe whose reader has closed it.
-    """
-    code = '''import os, sys
-from reasonnb.lab.cli import app
-place, cases = sys.argv[1], eval(sys.argv[2])
-for number, (words, stream) in enumerate(cases):
-    child = os.fork()
-    if child == 0:
-        reader, writer = os.pipe()
-        os.close(reader)
-        out = writer if stream == 'gone' else os.open(stream or f'{place}/{number}.out', os.O_WRONLY | os.O_CREAT)
-        os.dup2(out, 1)
-        os.dup2(os.open(f'{place}/{number}.err', os.O_WRONLY | os.O_CREAT), 2)
-        sys.argv = ['reasonnb', *words]
-        app()
-        sys.exit('the command did not end')
-    status = os.waitpid(child, 0)[1]
-    print(os.waitstatus_to_exitcode(status), flush=True)  # a fork would write what is left in the buffer once more
-'''
-    place = root/'streams'
-    place.mkdir(exist_ok=True)
-    for file in place.iterdir(): file.unlink()
-    env = os.environ | environment(root) | {'PYTHONUNBUFFERED': ''}  # what is left in a buffer must not fail at the end
-    command = [sys.executable, '-c', code, str(place), repr(cases)]
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    def said(name): return (place/name).read_text() if (place/name).exists() else ''
-    codes = [int(code) for code in done.stdout.split()]
-    return [(code, said(f'{number}.out'), said(f'{number}.err')) for number, code in enumerate(codes)]
 
 
 MISTAKES = [

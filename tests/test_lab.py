@@ -48,12 +48,12 @@ def test_form_folds_code_and_empties_jobs():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    "The repository as its users have it: notebooks in their form, all of it committed."
+    "The repository as its users have it, with some of its notebooks: in their form, all of it committed."
     root = tmp_path_factory.mktemp("lab") / "repository"
-    for part in ("nbs", "reasonnb", "data/logs", "data/checkpoints", "tests"):
+    for part in ("nbs/core", "nbs/jobs", "nbs/logs/lattice", "reasonnb", "data/logs", "data/checkpoints", "tests"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "Makefile"):
-        shutil.copy(ROOT / name, root)
+    for name in ("settings.ini", "Makefile", "nbs/start.ipynb", "nbs/nbdev.yml", "nbs/_quarto.yml"):
+        shutil.copy(ROOT / name, root / name)
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (root / ".gitignore").write_text((ROOT / ".gitignore").read_text() + "/home/\n/scratch/\n")

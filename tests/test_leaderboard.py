@@ -7,7 +7,7 @@ from reasonnb.core.config import UserError
 from reasonnb.core.own import read_record
 from reasonnb.core.records import read_json
 from reasonnb.lab.leaderboard import comparable_seconds, judge, record_of, record_table, shown_table
-from toy import REPO
+from toy import REPO, each
 
 TASKS, ROWS = record_table()
 
@@ -95,11 +95,16 @@ def workplace(place):
 def place(tmp_path_factory): return workplace(tmp_path_factory.mktemp('place')).resolve()
 
 
+def environment(place):
+    return {'REASONNB_ROOT': str(place), 'REASONNB_DATA': str(place/'data'), 'PYTHONPATH': str(REPO),
+            'OMP_NUM_THREADS': '1'}
+
+
 def speedrun(place, *words):
     "Exit code, standard output and standard error of the command."
-    env = os.environ | {'REASONNB_ROOT': str(place), 'REASONNB_DATA': str(place/'data'), 'PYTHONPATH': str(REPO)}
     command = [sys.executable, '-m', 'reasonnb', 'speedrun', *words]
-    done = subprocess.run(command, cwd=place, env=env | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    env = os.environ | environment(place)
+    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -118,7 +123,7 @@ def test_speedrun_gives_a_verdict_and_leaves_git_clean(place):
     assert (code, again) == (0, out) and 'finished earlier' in err
 
 
-@pytest.mark.parametrize('words, said', [
+MISTAKES = [
     ('six', "'six'"),
     ('sixes --seeds all', '--seeds all'),
     ('sixes --seeds 0,0', 'each seed once'),
@@ -127,9 +132,20 @@ def test_speedrun_gives_a_verdict_and_leaves_git_clean(place):
     ('sixes --set stepz=10', 'stepz'),
     ('sixes --scale huge', 'huge'),
     ('sixes --budget -1', '-1'),
-])
-def test_mistakes_are_one_line(place, words, said):
-    code, out, err = speedrun(place, *words.split())
+]
+
+
+@pytest.fixture(scope='module')
+def answers(place):
+    "What the command says to each mistake."
+    cases = [(['speedrun', *words.split()], '') for words, _ in MISTAKES]
+    needed = ('reasonnb.lab.leaderboard', 'reasonnb.lab.runcommands', 'reasonnb.lab.sweeps')
+    return dict(zip(MISTAKES, each(place, *cases, env=environment(place), needed=needed), strict=True))
+
+
+@pytest.mark.parametrize('words, said', MISTAKES)
+def test_mistakes_are_one_line(answers, words, said):
+    code, out, err = answers[words, said]
     assert code == 2 and out == '' and said in err and err.count('\n') == 1, err
 
 

@@ -15,14 +15,14 @@ from reasonnb.core.records import RunFolder, read_json
 from toy_task import ToyTask, train
 
 HERE = Path(__file__).parent
-QUIET = "parallel=true dropout=0.0 steps=40 batch_size=25"  # 25 items: shards of 13 and 12
+QUIET = "parallel=true dropout=0.0 steps=20 batch_size=25"  # 25 items: shards of 13 and 12
 SCENARIOS = {
-    "plain": "",
-    "pieces": "accumulate=3",
-    "sam": "sam_rho=0.05 ema=0.9",
-    "stopped": "patience=1 lr=0.0 eval_every=10",
-    "crash": "",  # this and what follows: interrupted once, then started again
-    "signal": "",
+    "plain": "eval_every=10",
+    "pieces": "accumulate=3 eval_every=10",
+    "sam": "sam_rho=0.05 ema=0.9 eval_every=10",
+    "stopped": "patience=1 lr=0.0 eval_every=5",
+    "crash": "eval_every=10",  # this and what follows: interrupted once, then started again
+    "signal": "eval_every=10",
     "evaluation": "eval_every=0",
 }
 
@@ -33,8 +33,8 @@ def child(root):
     rank, evaluate = int(os.environ["RANK"]), ToyTask.evaluate
     for name, overrides in SCENARIOS.items():
         def disturb(step, terms):
-            if name == "crash" and step == 33: raise SystemError("crash")
-            if name == "signal" and step == 33 and rank == 1:  # told only one of them
+            if name == "crash" and step == 13: raise SystemError("crash")
+            if name == "signal" and step == 13 and rank == 1:  # told only one of them
                 signal.raise_signal(signal.SIGINT)
         if name == "evaluation": ToyTask.evaluate = lambda self: 1 / 0
         try: train(root / name, f"{QUIET} {overrides}", on_step=disturb)
@@ -42,7 +42,7 @@ def child(root):
             (root / f"{name}-{rank}").write_text(type(e).__name__)
             ToyTask.evaluate = evaluate
             train(root / name, f"{QUIET} {overrides}")
-    record = train(root / "dropout", "parallel=true steps=20")
+    record = train(root / "dropout", "parallel=true steps=10")
     (root / f"seen-{rank}.json").write_text(json.dumps(record))
     (root / f"threads.{rank}").write_text(threads())
 
@@ -97,7 +97,7 @@ def test_the_interruptions_took_place(two_ranks):
 
 def test_only_the_main_process_writes(two_ranks):
     steps = [(row["kind"], row["step"]) for row in RunFolder(two_ranks / "plain").rows()]
-    assert len(steps) == len(set(steps)) == 40 + 3
+    assert len(steps) == len(set(steps)) == 20 + 3
 
 
 def test_every_process_gets_the_record(two_ranks):

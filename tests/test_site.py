@@ -70,24 +70,40 @@ def repo(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def built(repo):
-    "The site of that copy, with the verdicts of the real records."
-    ledger = claims.ledger()
+def ledger():
+    "The verdicts of the real records."
+    return claims.ledger()
+
+
+@pytest.fixture(scope='module')
+def built(repo, ledger):
+    "The site of that copy."
     before = os.environ.get('REASONNB_ROOT')
     os.environ['REASONNB_ROOT'] = str(repo)
     try: return site.build(ledger=ledger)
     finally: os.environ.pop('REASONNB_ROOT') if before is None else os.environ.update(REASONNB_ROOT=before)
 
 
-class Seen(HTMLParser):
+CODE = re.compile(r'<!--.*?-->|(<(script|style)\b[^>]*>).*?</\2>', re.S)
+TAG = re.compile(r'<[a-z](?:[^>"\']|"[^"]*"|\'[^\']*\')*>', re.I)
+
+
+@functools.cache
+def parsed(tag):
+    "Name and attributes of a tag. Most tags, those of the side bar, stand on hundreds of pages."
+    parser, found = HTMLParser(), []
+    parser.handle_starttag = lambda *both: found.extend(both)
+    parser.feed(tag)
+    return found[0], dict(found[1])
+
+
+class Seen:
     "The addresses, identities and assets of one page."
     def __init__(self, text):
-        super().__init__()
         self.links, self.assets, self.ids = [], [], set()
-        self.feed(text)
+        for tag in dict.fromkeys(TAG.findall(CODE.sub(r'\1', text))): self.see(*parsed(tag))
 
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
+    def see(self, tag, attrs):
         self.ids |= {attrs.get('id'), attrs.get('name')}
         if tag == 'a' and attrs.get('href'): self.links.append(attrs['href'])
         if tag in ('script', 'img', 'iframe', 'source', 'video') and attrs.get('src'): self.assets.append(attrs['src'])
@@ -254,8 +270,7 @@ def test_search_finds_a_symbol(tab):
 
 
 @pytest.mark.browser
-def test_the_ledger_can_be_filtered(tab):
-    ledger = claims.ledger()
+def test_the_ledger_can_be_filtered(tab, ledger):
     tab.goto(f'{tab.base}/claims.html')
     rows = tab.locator('tbody tr:visible')
     assert rows.count() == len(ledger) == len(claims.claims_table())

@@ -160,6 +160,44 @@ def cli(root, *words, **more):
     return process.returncode, out, err
 
 
+FORKS = """import gc, importlib, os, sys
+place, cases = sys.argv[1], eval(sys.argv[2])
+for module in sys.argv[3:]: importlib.import_module(module)
+from reasonnb.lab.cli import app
+gc.freeze()  # or each fork, as it ends, goes through all that is imported, and copies it
+for number, (words, stream) in enumerate(cases):
+    child = os.fork()
+    if child == 0:
+        reader, writer = os.pipe()
+        os.close(reader)
+        out = writer if stream == 'gone' else os.open(stream or f'{place}/{number}.out', os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1)
+        os.dup2(os.open(f'{place}/{number}.err', os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = ['reasonnb', *words]
+        app()
+        sys.exit('the command did not end')
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)  # a fork would write what is left in the buffer once more
+"""
+
+
+def each(root, *cases, env=None, needed=()):
+    """Exit code, standard output and standard error of many commands.
+
+    Each runs in a fork of one process that has imported the package, and the modules they all need. A case is (words,
+    what stands for standard output): a file to write into, or 'gone' for a pipe whose reader has closed it.
+    """
+    env = os.environ | (env or environment(root))
+    env |= {'PYTHONUNBUFFERED': ''}  # what is left in a buffer must not fail at the end
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, '-c', FORKS, place, repr(cases), *needed]
+        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        def said(name): return path.read_text() if (path := Path(place)/name).exists() else ''
+        codes = [int(code) for code in done.stdout.split()]
+        return [(code, said(f'{number}.out'), said(f'{number}.err')) for number, code in enumerate(codes)]
+
+
 def until(condition, seconds=40):
     "Wait for a condition; fail when it takes too long."
     end = time.monotonic() + seconds
