@@ -43,9 +43,11 @@ def _recall(rng:random.Random, level:int) -> Question:
 RECALL = Task('recall', 'One of one to three facts of the prompt is asked.', (1, 2, 3), _recall)
 
 # %% ../../nbs/text/20_context_tasks.ipynb #d1f241fd
+_KEYS = string.ascii_uppercase.replace('I', '')  # `If` would be one symbol, a word, and no pair
+
 def _pairs_asked(rng:random.Random, n:int, between:str, task:str, level:int) -> Question:
     "Pairs, something between, then the keys in another order; all values of the second half are answers."
-    keys = rng.sample(string.ascii_uppercase, n)
+    keys = rng.sample(_KEYS, n)
     pairs = [key + rng.choice(string.ascii_lowercase) for key in keys]
     asked = rng.sample(pairs, n)
     told = ' '.join(pairs) + between + '?'
@@ -93,7 +95,7 @@ _RING = 6  # pairs; more than the most steps, so that each number of steps ends 
 
 def _hop(rng:random.Random, level:int) -> Question:
     "Follow the ring for so many steps."
-    ring = rng.sample(string.ascii_uppercase, _RING)
+    ring = rng.sample(_KEYS, _RING)
     pairs = [key + ring[(place + 1) % _RING].lower() for place, key in enumerate(ring)]
     rng.shuffle(pairs)
     prompt = f'{" ".join(pairs)}: {ring[0]}{level}='

@@ -8,7 +8,7 @@ __all__ = ['LOG_QUESTIONS', 'SPLITS', 'Question', 'is_right', 'split_of', 'pair_
 # %% ../../nbs/text/18_questions.ipynb #6d1671cd
 import random, zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.config import UserError
 
@@ -22,6 +22,13 @@ class Question:
     difficulty: int  # level of the task, from 1
     operands: tuple = ()  # what is asked, whatever the words
     given: tuple[int, ...] = ()  # places of signs in the prompt that answer earlier queries
+
+    @property
+    def first(self) -> 'Question':
+        "The question up to its first answer: the last of several can be found by leaving out those told before it."
+        if not self.given: return self
+        place = self.given[0]
+        return replace(self, prompt=self.prompt[:place], answer=self.prompt[place], given=())
 
 def is_right(question:Question,
              text:str, # what a model wrote after the prompt

@@ -73,7 +73,7 @@ _RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_
 _DEEP_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, steps=1_200, decay=360, eval_every=120))
 MEMORIES = (
     Experiment('recall_window', '', _OURS | dict(mix='distant', tier_switch=0.), _RECALL_AT),
-    Experiment('recall_full', 'recall_window', at={scale: dict(window=96) for scale in ('laptop', 'smoke', 'h200')}),
+    Experiment('recall_full', 'recall_window', at={scale: dict(window=1_024) for scale in ('laptop', 'smoke', 'h200')}),
     Experiment('recall_ema', 'recall_window', dict(memory='ema', convolution='none', memory_gate='add')),
     Experiment('recall_linear', 'recall_window', dict(memory='linear', convolution='memory')),
     Experiment('recall_titans', 'recall_window', dict(memory='titans', convolution='memory')),

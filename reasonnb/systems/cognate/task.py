@@ -63,7 +63,7 @@ class Questions:
              ) -> list[Question]:
         "Held-out questions of every level of the mix's hardest tier, easy ones first."
         levels = self.mix.tiers[-1]
-        return [question for name in self.mix.weights for level in levels[name]
+        return [question.first for name in self.mix.weights for level in levels[name]
                 for question in self.mix.held_out(name, level, n, seed)]
 
     def beyond(self, n:int # most questions of each level
@@ -71,7 +71,7 @@ class Questions:
         "Held-out questions of the levels that no tier has: farther away, longer."
         trained = {name: {level for levels in self.mix.tiers for level in levels.get(name, ())}
                    for name in self.mix.weights}
-        found = [question for name, levels in trained.items() for level in self.mix.tasks[name].levels
+        found = [question.first for name, levels in trained.items() for level in self.mix.tasks[name].levels
                  if level not in levels for question in self.mix.held_out(name, level, n)]
         if self.config.position == 'rope' or not found: return found
         room = self.config.position_rows - 2 - max(len(self.symbols.ids(one.answer)) for one in found)
