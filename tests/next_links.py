@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 NBS = Path(__file__).parents[1] / "nbs"
-LOGS = ("sudoku_transformer", "equilibrium", "sudoku_energy", "rust_lm", "lattice")  # in the order of reading
+LOGS = ("sudoku_transformer", "equilibrium", "sudoku_energy", "rust_lm", "cognate", "lattice")  # as they are read
 CELL = "next"  # id of the last cell
 
 
