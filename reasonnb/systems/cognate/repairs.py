@@ -75,8 +75,13 @@ def accumulation_error(weighted:bool) -> float: # relative, of the gradient
     whole = gradient_of(model, rows)
     return float((share @ each - whole).norm() / whole.norm())
 
-def accumulation_is_a_big_batch() -> bool: return accumulation_error(weighted=False) < 1e-6
-def accumulation_quarters_variance() -> bool: return abs(variance_ratio() - .25) < .05
+def accumulation_is_a_big_batch() -> bool:
+    "Four micro-batches, counted alike, have the gradient of one batch of all their rows."
+    return accumulation_error(weighted=False) < 1e-6
+
+def accumulation_quarters_variance() -> bool:
+    "The mean of four gradients has a quarter of the variance of one, within 0.05."
+    return abs(variance_ratio() - .25) < .05
 
 # %% ../../../nbs/systems/cognate/12_repairs.ipynb #9d3cd199
 def hinge_is_off_above_its_target() -> bool:
@@ -152,7 +157,9 @@ def clipped_norm() -> float:
     clip_gradients(params, 1.)
     return float(torch.cat([p.grad.flatten() for p in params]).norm())
 
-def clipping_bounds_the_norm() -> bool: return clipped_norm() < 1.0001
+def clipping_bounds_the_norm() -> bool:
+    "A clipped gradient is no longer than the bound, up to rounding."
+    return clipped_norm() < 1.0001
 
 def stopping_epoch(losses:list[float], # validation loss of each epoch
                    patience:int=3, # epochs without improvement that end a training
