@@ -6,6 +6,7 @@
 __all__ = ['Answer', 'Answerer', 'completed', 'ship', 'answerers', 'load_answerer']
 
 # %% ../../../nbs/systems/cognate/16_answering.ipynb #ccafe77b
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,14 @@ from ...core.weights import write_pair
 from .config import CognateConfig
 from .decoding import answer_all
 from .model import CognateModel
+from ...text.questions import final_answer
 from ...text.symbols import Symbols
 
 # %% ../../../nbs/systems/cognate/16_answering.ipynb #00571e0a
 class Answer(NamedTuple):
     "What a model wrote, and whether its question was of a length it knows."
-    text: str
+    text: str  # the final answer
+    working: str  # all that was written, the working before the answer included
     long: bool  # the prompt is longer than the rows of the training
 
 @dataclass(frozen=True)
@@ -36,18 +39,20 @@ class Answerer:
     about: dict  # what the pair says of itself
 
     def answer(self, question:str, # printable ASCII
-               most:int=24, # most symbols of the answer
+               most:int=64, # most symbols of the answer
                loops:int|None=None, # outer loops; None: as many as in training
               ) -> Answer:
         "The most likely answer. `UserError` for an empty question or one with signs outside ASCII."
         if not question.strip(): raise UserError('the question is empty: ask something, e.g. "What is 25 + 17?"')
         prompt = self.symbols.prompt_ids(completed(question))
         ids, = answer_all(self.model, [prompt], most, self.symbols.end, loops=loops)
-        return Answer(self.symbols.decode(ids).strip(), len(prompt) > self.model.config.context)
+        text = self.symbols.decode(ids).strip()
+        return Answer(final_answer(text), text, len(prompt) > self.model.config.context)
 
 def completed(question:str) -> str: # as in training
-    "The question with the words that ask for its answer, where it ends in a question mark."
+    "The question with the words that ask for its answer after a question mark; a bare sum without its spaces."
     question = question.strip()
+    if sum_ := re.fullmatch(r'(\d+) *([+-]) *(\d+) *=?', question): return '{}{}{}='.format(*sum_.groups())
     return f'{question} A:' if question.endswith('?') else question
 
 # %% ../../../nbs/systems/cognate/16_answering.ipynb #219f9996

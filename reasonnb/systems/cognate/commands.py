@@ -13,16 +13,18 @@ import typer
 # %% ../../../nbs/systems/cognate/17_commands.ipynb #b870ceab
 def ask(question:Annotated[str, typer.Argument(help='What is asked, in printable ASCII.')]='What is 25 + 17?',
         loops:Annotated[int, typer.Option(min=0, help='Loops of a model that has some; 0 = as in training.')]=0,
+        working:Annotated[bool, typer.Option('--working', help='Show all that the model writes, step by step.')]=False,
         model:Annotated[str, typer.Option(help='A shipped reasoning model, or the path of one.')]=''):
     """Ask the small reasoning model that is shipped: sums, word problems, facts of the question itself.
 
     \b
     reasonnb ask 'What is 25 + 17?'
+    reasonnb ask '480 - 295' --working
     reasonnb ask 'The capital of France is Paris. Q: What is the capital of France?'
     """
     from reasonnb.systems.cognate.answering import load_answerer
     found = load_answerer(model).answer(question, loops=loops or None)
-    typer.echo(found.text)
+    typer.echo(found.working if working else found.text)
     if found.long: typer.echo('the question is longer than any of the training: do not trust the answer', err=True)
 
 COMMANDS = (ask,)

@@ -52,12 +52,17 @@ LADDERS = (Experiment('ladder_released', '', _BEGIN, _LADDER_AT),
 
 # %% ../../../nbs/systems/cognate/15_experiments.ipynb #99b3acf5
 _OURS = dict(memory='none', recursion='none', convolution='blocks', weighted_accumulation=True)
+_WORKED_AT = dict(context=112, window=112)  # three facts and their working have up to 98 symbols
 OURS = (
     Experiment('cognate', '', _OURS),
     Experiment('cognate_no_convolution', 'cognate', dict(convolution='none')),
     Experiment('cognate_adamw', 'cognate', dict(optimizer='adamw')),
     Experiment('cognate_flat', 'cognate', dict(tier_switch=0.)),
     Experiment('cognate_arithmetic', 'cognate', dict(mix='add,subtract,word,recall')),
+    Experiment('cognate_best', 'cognate', dict(mix='add_worked,subtract_worked,word_worked,recall_worked', tier_switch=.15),
+               at=dict(laptop=_WORKED_AT | dict(steps=5_000, decay=1_500, eval_every=250), smoke=_WORKED_AT,
+                       h200=_WORKED_AT)),
+    Experiment('cognate_best_direct', 'cognate_best', dict(mix='add,add_plain,subtract,subtract_plain,word,recall')),
     Experiment('cognate_reasoning', 'cognate', dict(recursion='block', outer=3, inner=1, halting='ponder'),
                at=dict(laptop=dict(layers=2), smoke=dict(layers=1), h200=dict(layers=8), log=dict(layers=8))),
     Experiment('cognate_memory', 'cognate', dict(memory='titans', convolution='memory'),

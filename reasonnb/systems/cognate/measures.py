@@ -16,7 +16,7 @@ from .decoding import answer_all
 from .halting import exit_log_p, expected_steps
 from .losses import token_nats
 from .model import CognateModel
-from ...text.questions import LOG_QUESTIONS, Question, is_right
+from ...text.questions import LOG_QUESTIONS, Question, final_answer, is_right
 from ...text.symbols import Symbols
 from ...text.task_mix import TaskBatch
 
@@ -54,14 +54,15 @@ def exact_matches(model:CognateModel, questions:list[Question], symbols:Symbols,
 
 # %% ../../../nbs/systems/cognate/10_measures.ipynb #5d24ee73
 _PROMPTS = dict(zip(('apples', 'addition', 'capital'), LOG_QUESTIONS))
+_MOST = 32  # symbols that are read of an answer to a prompt, its working included
 
 def log_prompts(model:CognateModel, symbols:Symbols) -> dict[str, float]:
     "The log's three prompts: right or not, the number that was answered, variety of ten symbols."
-    texts = written_answers(model, list(LOG_QUESTIONS), symbols)
+    prompts = [symbols.prompt_ids(question.prompt) for question in LOG_QUESTIONS]
+    texts = [symbols.decode(ids) for ids in answer_all(model, prompts, _MOST, symbols.end)]
     found = {f'prompt_{name}': float(is_right(question, text))
              for (name, question), text in zip(_PROMPTS.items(), texts)}
     found |= {f'answer_{name}': _number(text) for name, text in zip(_PROMPTS, texts) if name != 'capital'}
-    prompts = [symbols.prompt_ids(question.prompt) for question in LOG_QUESTIONS]
     free = answer_all(model, prompts, 10)
     variety = [len(set(ids)) for ids in free]
     written = [symbols.decode(ids) for ids in free]
@@ -70,7 +71,7 @@ def log_prompts(model:CognateModel, symbols:Symbols) -> dict[str, float]:
 
 def _number(text:str) -> float: # NaN where there is none
     "The whole number that an answer is."
-    try: return float(int(text.strip()))
+    try: return float(int(final_answer(text)))
     except ValueError: return math.nan
 
 # %% ../../../nbs/systems/cognate/10_measures.ipynb #7ace1825
