@@ -230,6 +230,10 @@ def future_gradient(subject:Subject,
                    ) -> tuple[Check, Tensor|None]: # and the influence, (time, time)
     "The derivative of no logit by a later token (T2)."
     if subject.module is None: return not_run(*GRADIENT, 'a function has no embedding to differentiate by'), None
+    if subject.fresh:  # hooks must sit on the module that is called, and what it keeps must not reach the next test
+        copy = deepcopy(subject.module)
+        if isinstance(embed, nn.Module): embed = dict(zip(subject.module.modules(), copy.modules()))[embed]
+        subject = replace(subject, call=copy, fresh=False)
     try:
         embed = _embedding(subject) if embed is None else embed
         if embed is None: return not_run(*GRADIENT, 'no nn.Embedding is called with the ids; give embed='), None
