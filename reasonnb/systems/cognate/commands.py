@@ -22,7 +22,9 @@ def ask(question:Annotated[str, typer.Argument(help='What is asked, in printable
     reasonnb ask '480 - 295' --working
     reasonnb ask 'The capital of France is Paris. Q: What is the capital of France?'
     """
+    import torch
     from reasonnb.systems.cognate.answering import load_answerer
+    torch.set_num_threads(1)  # one text at a time: more threads wait for one another
     found = load_answerer(model).answer(question, loops=loops or None)
     typer.echo(found.working if working else found.text)
     if found.long: typer.echo('the question is longer than any of the training: do not trust the answer', err=True)

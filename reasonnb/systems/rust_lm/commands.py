@@ -24,7 +24,9 @@ def generate(start:Annotated[str, typer.Argument(help='Text to go on from.')]='f
     reasonnb generate 'fn main() {'
     reasonnb generate 'impl Iterator for' --temperature 0.5 --seed 3
     """
+    import torch
     from reasonnb.systems.rust_lm.writer import load_writer
+    torch.set_num_threads(1)  # one text at a time: more threads wait for one another
     writer = load_writer(model)
     typer.echo(start, nl=False)
     for piece in writer.write(start, tokens, temperature, top_k, top_p, seed):
