@@ -65,7 +65,7 @@ class CognateConfig(Config):
     grokfast_lambda: float = 0.02  # weight of the filtered part
     grokfast_decay: float = 0.98  # decay of the mean gradient
     scheduled: bool = True  # the schedule reaches the optimizer
-    mix: str = 'all'  # tasks of the training, with commas; all = the usual mix
+    mix: str = 'all'  # tasks of the training, with commas, each with a weight if wanted (word:.3); all = the usual mix
     tier_switch: float = 0.3  # share of the training after which hard questions come too, 1 = never, 0 = at once
     epochs: int = 0  # times that the same rows are seen, 0 = no row comes twice
     validation_rows: int = 64  # held-out rows of an evaluation

@@ -59,10 +59,11 @@ OURS = (
     Experiment('cognate_adamw', 'cognate', dict(optimizer='adamw')),
     Experiment('cognate_flat', 'cognate', dict(tier_switch=0.)),
     Experiment('cognate_arithmetic', 'cognate', dict(mix='add,subtract,word,recall')),
-    Experiment('cognate_best', 'cognate', dict(mix='add_worked,subtract_worked,word_worked,recall_worked', tier_switch=.15),
+    Experiment('cognate_best', 'cognate', dict(mix='add_worked,subtract_worked,word_worked,recall_worked:.2', tier_switch=.1),
                at=dict(laptop=_WORKED_AT | dict(steps=5_000, decay=1_500, eval_every=250), smoke=_WORKED_AT,
                        h200=_WORKED_AT)),
-    Experiment('cognate_best_direct', 'cognate_best', dict(mix='add,add_plain,subtract,subtract_plain,word,recall')),
+    Experiment('cognate_best_direct', 'cognate_best', dict(
+        mix='add:.05,add_plain:.05,subtract:.05,subtract_plain:.05,word:.1,recall:.2')),
     Experiment('cognate_reasoning', 'cognate', dict(recursion='block', outer=3, inner=1, halting='ponder'),
                at=dict(laptop=dict(layers=2), smoke=dict(layers=1), h200=dict(layers=8), log=dict(layers=8))),
     Experiment('cognate_memory', 'cognate', dict(memory='titans', convolution='memory'),

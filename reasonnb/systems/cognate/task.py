@@ -24,11 +24,21 @@ from ...text.task_mix import TIERS, WEIGHTS, TaskBatch, TaskMix, tier
 # %% ../../../nbs/systems/cognate/11_task.ipynb #f48fa1ba
 HELD = 1_000_003  # seed of held-out rows, of no run
 
+def _weights(mix:str # of the settings
+            ) -> dict[str, float]: # share of the tokens by task, in any unit
+    "What a text such as 'add,word:.3' asks for."
+    if mix == 'all': return dict(WEIGHTS)
+    found = {}
+    for part in mix.split(','):
+        name, _, weight = part.strip().partition(':')
+        try: found[name] = float(weight or WEIGHTS.get(name, .1))
+        except ValueError: raise UserError(f'mix: {part.strip()!r} has no number after the colon') from None
+    return found
+
 def mix_of(config:CognateConfig) -> TaskMix:
     "The mix that the settings name; `UserError` for a task that does not exist or a vocabulary of another size."
-    names = list(WEIGHTS) if config.mix == 'all' else [name.strip() for name in config.mix.split(',')]
     tiers = TIERS if config.tier_switch else TIERS[-1:]  # the easy one need not have a task of the mix
-    found = TaskMix({name: WEIGHTS.get(name, .1) for name in names}, config.context, tiers=tiers)
+    found = TaskMix(_weights(config.mix), config.context, tiers=tiers)
     if config.vocab < found.symbols.vocab:
         raise UserError(f'vocab={config.vocab}: questions have {found.symbols.vocab} symbols; give at least as many')
     return found
