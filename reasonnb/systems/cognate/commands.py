@@ -27,6 +27,7 @@ def ask(question:Annotated[str, typer.Argument(help='What is asked, in printable
     torch.set_num_threads(1)  # one text at a time: more threads wait for one another
     found = load_answerer(model).answer(question, loops=loops or None)
     typer.echo(found.working if working else found.text)
+    if found.sure < .5: typer.echo(f'a guess: of one symbol the model was {found.sure:.0%} sure', err=True)
     if found.long: typer.echo('the question is longer than any of the training: do not trust the answer', err=True)
 
 COMMANDS = (ask,)
