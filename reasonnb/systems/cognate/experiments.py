@@ -73,8 +73,8 @@ OURS = (
 )
 
 # %% ../../../nbs/systems/cognate/15_experiments.ipynb #65756fe8
-_RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_width=64, steps=800, decay=240,
-                              eval_every=80), smoke=dict(window=8), h200=dict(window=16, steps=4_000, decay=1_200),
+_RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_width=64, steps=2_400,
+                              decay=720, eval_every=240), smoke=dict(window=8), h200=dict(window=16, steps=4_000, decay=1_200),
                   log=dict(window=64))
 _DEEP_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, steps=1_200, decay=360, eval_every=120))
 MEMORIES = (
