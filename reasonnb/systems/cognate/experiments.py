@@ -59,7 +59,8 @@ OURS = (
     Experiment('cognate_adamw', 'cognate', dict(optimizer='adamw')),
     Experiment('cognate_flat', 'cognate', dict(tier_switch=0.)),
     Experiment('cognate_arithmetic', 'cognate', dict(mix='add,subtract,word,recall')),
-    Experiment('cognate_best', 'cognate', dict(mix='add_worked,subtract_worked,word_worked,recall_worked:.2', tier_switch=.1),
+    Experiment('cognate_best', 'cognate', dict(
+        mix='add_worked,subtract_worked,word_worked,recall_worked:.2', tier_switch=.1),
                at=dict(laptop=_WORKED_AT | dict(steps=5_000, decay=1_500, eval_every=250), smoke=_WORKED_AT,
                        h200=_WORKED_AT)),
     Experiment('cognate_best_direct', 'cognate_best', dict(
@@ -74,7 +75,8 @@ OURS = (
 
 # %% ../../../nbs/systems/cognate/15_experiments.ipynb #65756fe8
 _RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_width=64, steps=2_400,
-                              decay=720, eval_every=240), smoke=dict(window=8), h200=dict(window=16, steps=4_000, decay=1_200),
+                              decay=720, eval_every=240),
+                  smoke=dict(window=8), h200=dict(window=16, steps=4_000, decay=1_200),
                   log=dict(window=64))
 _DEEP_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, steps=1_200, decay=360, eval_every=120))
 MEMORIES = (
