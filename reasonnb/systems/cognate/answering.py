@@ -38,8 +38,12 @@ class Answer(NamedTuple):
     "What a model wrote, how sure it was, and whether its question was of a length it knows."
     text: str  # the final answer
     working: str  # all that was written, the working before the answer included
-    sure: float  # least probability that it gave to a symbol of what it wrote, the end included
+    pieces: list[str]  # the symbols of what was written, the end included if it came
+    certain: Tensor  # probability that the model gave to each of them
     long: bool  # the prompt is longer than the rows of the training
+
+    @property
+    def sure(self) -> float: return float(self.certain.min())
 
 @dataclass(frozen=True)
 class Answerer:
@@ -57,9 +61,10 @@ class Answerer:
         if not question.strip(): raise UserError('the question is empty: ask something, e.g. "What is 25 + 17?"')
         prompt = self.symbols.prompt_ids(completed(question))
         ids, = answer_all(self.model, [prompt], most, self.symbols.end, loops=loops)
-        text, ended = self.symbols.decode(ids).strip(), [self.symbols.end] * (len(ids) < most)
-        sure = certainty(self.model, torch.tensor([*prompt, *ids, *ended]), loops)[len(prompt) - 1:].min()
-        return Answer(final_answer(text), text, float(sure), len(prompt) > self.model.config.context)
+        text, written = self.symbols.decode(ids).strip(), [*ids, *[self.symbols.end] * (len(ids) < most)]
+        certain = certainty(self.model, torch.tensor([*prompt, *written]), loops)[len(prompt) - 1:]
+        pieces = [self.symbols.texts[i] for i in written]
+        return Answer(final_answer(text), text, pieces, certain, len(prompt) > self.model.config.context)
 
 def completed(question:str) -> str: # as in training
     "The question with the words that ask for its answer after a question mark; a bare sum without its spaces."
