@@ -22,6 +22,7 @@ from ..core.statistics import wilson
 from .questions import Question, Task, is_right
 from .symbols import Symbols
 from .task_rules import TASKS
+from .worked_tasks import WORKED
 
 # %% ../../nbs/text/24_task_mix.ipynb #842eb3a5
 class Encoded(NamedTuple):
@@ -87,7 +88,7 @@ _EASY = {name: (1, 2) for name in WEIGHTS if name.startswith(('add', 'subtract')
 _EASY |= dict(word=(1,), recall=(1,), mqar=(1, 2), copy=(1, 2))
 _EASY |= dict(add_worked=(1, 2), subtract_worked=(1, 2), word_worked=(1,), recall_worked=(1,))
 _ALL = {name: TASKS[name].levels for name in WEIGHTS} | dict(needle=(1,), distant=(1, 2), copy=(1, 2, 3))
-_ALL |= {name: task.levels for name, task in TASKS.items() if name.endswith('_worked')}
+_ALL |= {task.name: task.levels for task in WORKED}
 TIERS = (_EASY, _ALL)
 
 def tier(step_share:float, # share of the training that is done, from 0 to 1

@@ -7,6 +7,7 @@ __all__ = ['WORKED', 'written_step', 'steps_of', 'with_working']
 
 # %% ../../nbs/text/22_worked_tasks.ipynb #41f6ab02
 import random, re
+from dataclasses import replace
 
 from .arithmetic_tasks import SUMS, WORD
 from .context_tasks import RECALL
@@ -45,8 +46,7 @@ def with_working(question:Question) -> Question:
     else: steps = ';'.join(written_step(*step) for step in steps_of(question))
     answer = question.answer.strip()
     space = ' ' if question.answer != answer else ''
-    return Question(question.prompt, f'{space}{steps}{WORKING_END}{answer}', question.task, question.difficulty,
-                    question.operands)
+    return replace(question, answer=f'{space}{steps}{WORKING_END}{answer}')
 
 # %% ../../nbs/text/22_worked_tasks.ipynb #08d3e6a1
 def _spoils(steps:list[tuple[str, int, int]]) -> bool:
@@ -59,7 +59,7 @@ def _worked(name:str, tasks:tuple[Task, ...], about:str) -> Task:
         question = rng.choice(tasks).make(rng, level)
         while question.operands[0] == 'steps' and _spoils(steps_of(question)):
             question = rng.choice(tasks).make(rng, level)
-        return Question(question.prompt, with_working(question).answer, name, level, question.operands)
+        return replace(with_working(question), task=name)
     return Task(name, about, tasks[0].levels, make)
 
 def _forms(kind:str) -> tuple[Task, ...]: # in words and in figures

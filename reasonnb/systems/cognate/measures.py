@@ -55,18 +55,23 @@ def exact_matches(model:CognateModel, questions:list[Question], symbols:Symbols,
 # %% ../../../nbs/systems/cognate/10_measures.ipynb #5d24ee73
 _PROMPTS = dict(zip(('apples', 'addition', 'capital'), LOG_QUESTIONS))
 _MOST = 32  # symbols that are read of an answer to a prompt, its working included
+_FREE = 10  # symbols whose variety is counted, whether or not the answer has ended
+
+def _until(ids:list[int], end:int) -> list[int]:
+    "What stands before the end, if it comes."
+    return ids[:ids.index(end)] if end in ids else ids
 
 def log_prompts(model:CognateModel, symbols:Symbols) -> dict[str, float]:
     "The log's three prompts: right or not, the number that was answered, variety of ten symbols."
     prompts = [symbols.prompt_ids(question.prompt) for question in LOG_QUESTIONS]
-    texts = [symbols.decode(ids) for ids in answer_all(model, prompts, _MOST, symbols.end)]
+    written = answer_all(model, prompts, _MOST)  # the model is asked once, so that both readings are of one text
+    texts = [symbols.decode(_until(ids, symbols.end)) for ids in written]
     found = {f'prompt_{name}': float(is_right(question, text))
              for (name, question), text in zip(_PROMPTS.items(), texts)}
     found |= {f'answer_{name}': _number(text) for name, text in zip(_PROMPTS, texts) if name != 'capital'}
-    free = answer_all(model, prompts, 10)
-    variety = [len(set(ids)) for ids in free]
-    written = [symbols.decode(ids) for ids in free]
-    colons = [text.count(':') / max(1, len(text)) for text in written]
+    variety = [len(set(ids[:_FREE])) for ids in written]
+    free = [symbols.decode(ids[:_FREE]) for ids in written]
+    colons = [text.count(':') / max(1, len(text)) for text in free]
     return found | {'distinct_tokens': float(np.mean(variety)), 'colons': float(np.mean(colons))}
 
 def _number(text:str) -> float: # NaN where there is none
