@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from reasonnb.lab.cli import app
 for words in (['--help'], ['list'], ['show', sys.argv[1]], ['solve', '--help']):
     assert CliRunner().invoke(app, words).exit_code == 0 or words[0] == 'solve', words
-    heavy = {'torch', 'numba', 'matplotlib', 'papermill', 'nbclient', 'IPython'} & set(sys.modules)
+    heavy = {'torch', 'numba', 'scipy', 'matplotlib', 'papermill', 'nbclient', 'IPython'} & set(sys.modules)
     assert not heavy, (words, heavy)
 '''
 

@@ -109,7 +109,7 @@ def test_what_is_not_for_a_solver_is_one_line(toy, words, message):
 
 
 def test_the_default_is_the_lattice_wherever_it_is_registered(toy):
-    row = json.loads(shell('solve', LINES[0], '--json').stdout)
+    row = json.loads(shell('solve', LINES[0], '--json', '--network').stdout)
     assert row['verdict'] == 'solved' and row['flop'] > 1000 and 'toy_kind' in sys.modules
 
 

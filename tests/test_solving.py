@@ -100,14 +100,17 @@ def test_a_file_as_it_comes(tmp_path):
     assert done.exit_code == 1 and len(said) == len(done.stderr.splitlines()) - 1
     assert shown == [f'{ANSWERS[0]} solved', f'{ANSWERS[3]} solved', '11' + '.' * 34 + ' impossible',
                      f'{ANSWERS[4]} solved']
-    assert [line.split(': ')[1].rpartition(' ')[2] for line in said[:-1]] == ['5', '6', '7', '9']
+    assert [line.split(': ')[1].rpartition(' ')[2] for line in said[:-2]] == ['5', '6', '7', '9']
     assert '35 cells' in said[0] and '1 fields' in said[1]
     assert "'Ã'" not in said[2] and 'clue 1 stands twice' in said[3]
+    assert said[-2].startswith('reasonnb: singles answered 3 of 7, ')
     assert said[-1] == '3 solved, 3 unreadable, 1 impossible'
     rows = [json.loads(line) for line in shell(file, '--json').stdout.splitlines()]
     assert [row['line'] for row in rows] == [2, 5, 6, 7, 8, 9, 10]
     assert rows[0]['answer'] == ANSWERS[0] and rows[1]['verdict'] == 'unreadable' and rows[5]['answer'] is None
-    assert rows[0]['moves'] > 0 and rows[0]['flop'] > 0
+    assert rows[0]['by'] == 'singles' and rows[0]['moves'] == rows[0]['flop'] == 0
+    rows = [json.loads(line) for line in shell(file, '--json', '--network').stdout.splitlines()]
+    assert rows[0]['by'] == 'lattice' and rows[0]['moves'] > 0 and rows[0]['flop'] > 0
 
 
 def test_several_arguments_and_a_packed_file(tmp_path):
@@ -116,7 +119,44 @@ def test_several_arguments_and_a_packed_file(tmp_path):
     done = shell(LINES[5], packed, LINES[6])
     assert done.exit_code == 0
     assert [line.split()[0] for line in done.stdout.splitlines()] == [ANSWERS[i] for i in (5, 0, 1, 2, 6)]
-    assert shell(LINES[0]).stderr.count('\n') == 1  # the shape of the boxes; nothing to sum up
+    assert shell(LINES[0], '--network').stderr.count('\n') == 1  # the shape of the boxes; nothing to sum up
+
+
+EASY = '53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79'
+GRID = '534678912672195348198342567859761423426853791713924856961537284287419635345286179'
+GUESSES = '8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..'
+ALONE = """import sys
+from typer.testing import CliRunner
+from reasonnb.lab.cli import app
+done = CliRunner().invoke(app, ['solve', *sys.argv[1:]])
+heavy = {'torch', 'numba', 'scipy', 'matplotlib'} & set(sys.modules)
+print(done.exit_code, done.stdout.strip(), sorted(heavy))
+"""
+
+
+def test_an_easy_puzzle_needs_no_network():
+    said = [subprocess.run([sys.executable, '-c', ALONE, *words], cwd=REPO, capture_output=True, text=True).stdout
+            for words in ([EASY.replace('.', '0')], [EASY, EASY, '--json'])]
+    assert said[0] == f'0 {GRID} solved []\n' and said[1].count(GRID) == 2 and said[1].endswith(' []\n')
+
+
+def test_singles_answer_as_the_long_way_does(tmp_path):
+    short, file = shell(EASY, '--json'), tmp_path/'one.txt'
+    file.write_text(EASY)
+    for long in (shell(file, '--json'), shell(EASY, '--json', '--box', '3x3')):
+        rows = [json.loads(done.stdout) | dict(seconds=0, file=None) for done in (short, long)]
+        assert rows[0] == rows[1] and short.stderr == long.stderr and short.exit_code == long.exit_code == 0
+    assert shell('55' + EASY[2:]).stdout.endswith(' impossible\n')
+    for words in (['--network'], ['--by', 'lattice'], ['--seed', '0'], ['--device', 'cpu']):
+        done = shell(EASY, '--json', *words)
+        assert json.loads(done.stdout)['by'] == 'lattice' and 'singles' not in done.stderr
+
+
+def test_only_what_singles_do_not_fill_is_for_the_network():
+    done = shell(GUESSES, EASY, '--json', '--box', '3x3')
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row['by'] for row in rows] == ['lattice', 'singles'] and rows[1]['answer'] == GRID
+    assert 'singles answered 1 of 2' in done.stderr
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -191,7 +231,7 @@ def test_both_commands_ask_for_the_same_agreement(monkeypatch, tmp_path):
     lines, out = tmp_path/'lines.txt', tmp_path/'report.json'
     lines.write_text(LINES[0])
     for words in ((), ('--agreement', 3)):
-        assert shell(lines, *words).exit_code == 0
+        assert shell(lines, '--network', *words).exit_code == 0
         measure = ['benchmark', '--box', '2x3', '--json', '--out', out, *words]
         assert CliRunner().invoke(app, list(map(str, measure))).exit_code == 0
     solve(LINES[:1])

@@ -38,15 +38,15 @@ def sections(log:str|None=None, # one log, or None for all
 
 # %% ../../nbs/lab/00_catalogue.ipynb #7f9305ba
 @lru_cache
-def _titles(own:Path, logs:Path) -> dict[str, str]: # slug -> title; `own` may be missing
+def _titles(folder:Path) -> dict[str, str]: # slug -> title; our own titles may be missing
+    own, table = folder/'titles.csv', _sections(folder/'sections.csv')
     mine = dict(pd.read_csv(own).itertuples(index=False)) if own.exists() else {}
-    table = _sections(logs)
     return mine | dict(zip(table['slug'], table['section']))
 
 def title(slug:str # of an experiment or a section
          ) -> str: # the slug itself where nobody has given one
     "What readers are shown in the place of a slug."
-    return _titles(shipped('data/logs/titles.csv'), shipped('data/logs/sections.csv')).get(slug, slug)
+    return _titles(shipped('data/logs')).get(slug, slug)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #f3466427
 SYSTEMS = ('reasonnb.systems.looped.experiments', 'reasonnb.systems.lattice.experiments',
@@ -108,9 +108,14 @@ def chain(slug:str) -> list[str]: # slugs from the root to `slug`
         name = _find(name)[1].base
     return found[::-1]
 
+@lru_cache
+def _logs(path:Path) -> dict[str, str]: # slug of a section -> log
+    table = _sections(path)
+    return dict(zip(table['slug'], table['log']))
+
 def log_of(slug:str) -> str:
     "The log of an experiment: that of its section, else of its nearest base with one, else the first of its system."
-    logs = dict(zip(sections()['slug'], sections()['log']))
+    logs = _logs(shipped('data/logs/sections.csv'))
     return next((logs[name] for name in reversed(chain(slug)) if name in logs), system_of(slug).logs[0])
 
 # %% ../../nbs/lab/00_catalogue.ipynb #52ae4569

@@ -70,7 +70,7 @@ reasonnb decide --budget 2h        run the seeds that decide most claims
 reasonnb speedrun sixes            try to beat a record
 reasonnb extend RUN 1000           go on as if more updates had been planned
 reasonnb profile recur_add         where a training step's time goes
-reasonnb solve LINE|FILE|-         Sudokus, by the trained network
+reasonnb solve LINE|FILE|-         Sudokus, by the trained network where singles do not suffice
 
 Exit codes: 0 well, 1 a run failed or a puzzle was not solved, 2 a mistake in what was asked, 130 interrupted,
 141 the reader of the output is gone."""

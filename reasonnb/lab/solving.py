@@ -7,6 +7,7 @@ __all__ = ['BY', 'COMMANDS', 'any_solver', 'kind_of', 'solve', 'benchmark']
 
 # %% ../../nbs/lab/27_solving.ipynb #656dba54
 import json as js
+import re, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -50,7 +51,7 @@ def _shown(name:str, # name of the source
         return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
     answer = to_line(found.answer, found.box) if found.answer.any() else None
     fault = dict(fault=found.why) if found.why else {}
-    result = dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box),
+    result = dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), by=found.by,
                   moves=found.moves, rollouts=found.rollouts, flop=found.flop, seconds=round(found.seconds, 6))
     return about | result | fault | note
 
@@ -121,13 +122,13 @@ def _solve_all(kind, # `SolverKind`
                as_json:bool, # an object a line instead of board and verdict
                checkpoint=None, # path of the weights, None = the shipped ones
                box=None, # box shape of the boards, None = the one there is a solver for
-               **options, # device, and options of the kind
-              ) -> dict[str, int]: # verdict -> number of puzzles
+               **options, # device, singles, and options of the kind
+              ) -> tuple[dict[str, int], int]: # verdict -> number of puzzles; how many of them singles answered
     "Print what is found, as it is found."
     from reasonnb.sudoku.arguments import sources
     from reasonnb.sudoku.solving import solve_lines
     from reasonnb.sudoku.values import SIDES
-    boxes, counts, told = _boxes(kind, checkpoint, box), {}, _Told(box)
+    boxes, counts, told, easy = _boxes(kind, checkpoint, box), {}, _Told(box), 0
     for source in sources(arguments, SIDES | {b.N for b in boxes}):
         before = sum(counts.values())
         for line, found in solve_lines(kind, source.portions, checkpoint, box=box, **options):
@@ -135,14 +136,45 @@ def _solve_all(kind, # `SolverKind`
             counts[verdict] = counts.get(verdict, 0) + 1
             _print(source, line, found, as_json)
             if found: told.see(found)
+            easy += found is not None and found.by == 'singles'
             if line.note == 'candidates':
                 _say(f'{_place(source.name, line)}: cells with several candidates are taken as blanks')
         if sum(counts.values()) == before: _say(f'{source.name} holds no puzzle')
         told.end(source)
-    return counts
+    return counts, easy
+
+# %% ../../nbs/lab/27_solving.ipynb #a7c41e91
+_LINE = re.compile(r'[1-9.0_-]{81}') # an ordinary board; the reader knows many other forms
+
+def _say_easy(n:int, total:int): # puzzles that singles answered, of how many
+    "Who answered."
+    _say(f'singles answered {n:,} of {total:,}, without the network; --network asks it')
+
+def _at_once(words:list[str], # as they were typed
+             as_json:bool, # an object a line instead of board and verdict
+            ) -> bool: # False: nothing was printed, as not all are ordinary boards that singles fill
+    "Print the answers to easy puzzles."
+    from reasonnb.sudoku.singles import by_singles
+    found = []
+    for word in words:
+        if not _LINE.fullmatch(word) or Path(word).exists(): return False
+        start = time.perf_counter()
+        answer = by_singles([int(sign) if sign.isdigit() else 0 for sign in word], 3, 3)
+        if answer is None: return False
+        found.append((''.join(map(str, answer)), time.perf_counter() - start))
+    for number, (word, (answer, seconds)) in enumerate(zip(words, found), 1):
+        puzzle = re.sub('[0_-]', '.', word)
+        row = dict(file=None, line=number, last_line=number, puzzle=puzzle, verdict='solved', answer=answer, box='3x3',
+                   by='singles', moves=0, rollouts=0, flop=0., seconds=round(seconds, 6))
+        typer.echo(js.dumps(row) if as_json else f'{answer} solved')
+    _say_easy(len(words), len(words))
+    if len(words) > 1: typer.echo(f'{len(words):,} solved', err=True)
+    return True
 
 # %% ../../nbs/lab/27_solving.ipynb #c5ca68b5
-_BY = typer.Option(metavar='NAME', help='The solver, by its name.')
+_BY = typer.Option(metavar='NAME', help=f'The solver, by its name; else {BY}.')
+_NETWORK = typer.Option('--network', help='Ask the network also where naked and hidden singles suffice, as it is '
+                                         'asked when an option of it is given.')
 _PUZZLES = typer.Argument(
     metavar='PUZZLE|FILE|-',
     help='Puzzles, or their rows; files of them (a puzzle a line, tables, drawings, documents; plain or gzipped); '
@@ -158,7 +190,8 @@ _JSON = typer.Option('--json', help='Print a line of JSON for each puzzle.')
 
 # %% ../../nbs/lab/27_solving.ipynb #ce4dd6ee
 def solve(puzzles:Annotated[list[str], _PUZZLES],
-          by:Annotated[str, _BY]=BY,
+          by:Annotated[Optional[str], _BY]=None,
+          network:Annotated[bool, _NETWORK]=False,
           box:Annotated[Optional[str], _BOX]=None,
           rollouts:Annotated[Optional[int], _ROLLOUTS]=None,
           agreement:Annotated[Optional[int], _AGREEMENT]=None,
@@ -166,10 +199,12 @@ def solve(puzzles:Annotated[list[str], _PUZZLES],
           steps:Annotated[Optional[int], _STEPS]=None,
           seed:Annotated[Optional[int], _SEED]=None,
           checkpoint:Annotated[Optional[Path], _WEIGHTS]=None,
-          device:Annotated[str, typer.Option(help='cpu, cuda, mps or auto.')]='cpu',
+          device:Annotated[Optional[str], typer.Option(help='cpu, cuda, mps or auto; else cpu.')]=None,
           json:Annotated[bool, _JSON]=False,
          ):
-    """Solve Sudokus with the trained network; a puzzle with one solution never gets a wrong answer.
+    """Solve Sudokus; a puzzle with one solution never gets a wrong answer.
+
+    Naked and hidden singles fill an easy puzzle. All others are for the trained network.
 
     Per puzzle a line: the board and a verdict. solved: keeps the rules and all givens.
     several: the same, but one of several solutions. abstained: not found. impossible: the givens break
@@ -188,10 +223,14 @@ def solve(puzzles:Annotated[list[str], _PUZZLES],
     reasonnb solve -- -3--9-...    (a puzzle that begins with -)
     """
     if puzzles.count('-') > 1: raise UserError('- is given twice; there is one standard input')
+    given = dict(rollouts=rollouts, agreement=agreement, chains=chains, steps=steps, seed=seed)
+    singles = not network and {by, checkpoint, device, *given.values()} == {None}
+    if singles and box is None and _at_once(puzzles, json): return
     from reasonnb.sudoku.arguments import box_of
-    kind = kind_of(by)
-    options = _chosen(kind, rollouts=rollouts, agreement=agreement, chains=chains, steps=steps, seed=seed)
-    counts = _solve_all(kind, puzzles, json, checkpoint, box=box_of(box), device=device, **options)
+    kind = kind_of(by or BY)
+    counts, easy = _solve_all(kind, puzzles, json, checkpoint, box=box_of(box), device=device or 'cpu',
+                              singles=singles, **_chosen(kind, **given))
+    if easy: _say_easy(easy, sum(counts.values()))
     if sum(counts.values()) > 1: typer.echo(', '.join(f'{n:,} {verdict}' for verdict, n in counts.items()), err=True)
     if set(counts) != {'solved'}: raise typer.Exit(1)
 

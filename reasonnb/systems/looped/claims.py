@@ -9,13 +9,19 @@ __all__ = ['FIRST', 'HIDDEN', 'DOMAINS', 'SCHEDULES', 'CLAIMS', 'needed_memory',
 from functools import lru_cache
 
 from ...core.claimtest import ClaimTest
-from ...core.sequential import difference_of_two
 from ...core.step_times import times
 from .measures import (
     at_share, best_iteration, change, collapses, early_then_overtaken, finish, gain_on_hardest, growth,
     late_lead, loss_explodes, needs_guess, smallest_drop, smallest_lead, smallest_rise, solved, take_off, unrest)
 
 # %% ../../../nbs/systems/looped/07_claims.ipynb #58325102
+def _two_runs(records:list[dict], # one a seed
+              level:float, # confidence level
+             ): # `core.statistics.Interval`, share of boards
+    "How far apart two runs are in one case of twenty."
+    from reasonnb.core.sequential import difference_of_two  # a list of experiments needs no statistics
+    return difference_of_two(map(solved(), records), level)
+
 _TRAINED = 'after the 6 trained iterations on both sides'
 _HALF_LAYER = ("the laptop's network has two layers: half of it is one, and a half of that does not exist, so fewer "
                'layers per iteration cannot be told from fewer again')
@@ -24,7 +30,7 @@ FIRST = {
     'st_iter_gt_single': ClaimTest(tested='right blanks after 16 iterations against after the only one'),
     'st_seed_variance': ClaimTest(
         tested='how far apart two runs are, exceeded by one pair of seeds in twenty, against 20 points', bar=.2,
-        runs=lambda records, level: difference_of_two(map(solved(), records), level)),
+        runs=_two_runs),
     'st_middle1_worse': ClaimTest(tested=f'boards solved {_TRAINED}', left=solved(trained=True)),
     'st_middle2_zero': ClaimTest(cannot="one layer is half of the laptop's network, a quarter of the log's"),
     'st_middle2_lt_middle1': ClaimTest(cannot=_HALF_LAYER),
@@ -163,7 +169,7 @@ SCHEDULES = {
                             left=at_share(95/140), right=at_share(1.)),
     'st_repeat_noise': ClaimTest(
         tested='how far apart two runs are, exceeded by one pair of seeds in twenty, against 2 points', bar=.02,
-        runs=lambda records, level: difference_of_two(map(solved(), records), level)),
+        runs=_two_runs),
 }
 
 # %% ../../../nbs/systems/looped/07_claims.ipynb #2e7717d7
