@@ -79,6 +79,7 @@ _RECALL_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, window=16, memory_
                   smoke=dict(window=8), h200=dict(window=16, steps=4_000, decay=1_200),
                   log=dict(window=64))
 _DEEP_AT = dict(laptop=dict(d_model=64, layers=2, d_ff=256, steps=1_200, decay=360, eval_every=120))
+_HOP_AT = dict(laptop=_DEEP_AT['laptop'] | dict(steps=2_400, decay=720))  # one step is found after 1,000 to 1,800
 MEMORIES = (
     Experiment('recall_window', '', _OURS | dict(mix='distant', tier_switch=0.), _RECALL_AT),
     Experiment('recall_full', 'recall_window', at={scale: dict(window=1_024) for scale in ('laptop', 'smoke', 'h200')}),
@@ -92,8 +93,8 @@ MEMORIES = (
 )
 LOOPS = tuple(
     Experiment(f'{task}_{name}', f'{task}_flat' if name != 'flat' else '', change | (
-        _OURS | dict(mix=task, tier_switch=0.) if name == 'flat' else {}), _DEEP_AT if name == 'flat' else at)
-    for task in ('hop', 'listops', 'parity')
+        _OURS | dict(mix=task, tier_switch=0.) if name == 'flat' else {}), size if name == 'flat' else at)
+    for task, size in (('hop', _HOP_AT), ('listops', _DEEP_AT), ('parity', _DEEP_AT))
     for name, change, at in (
         ('flat', {}, {}),
         ('deep', {}, dict(log=dict(layers=20), h200=dict(layers=20), laptop=dict(layers=6), smoke=dict(layers=3))),

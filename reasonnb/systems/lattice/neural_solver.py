@@ -42,6 +42,8 @@ def ship(run_dir, # folder of a finished run of a lattice network
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #38bbe843
 AGREEMENT = 1  # attempts that must give the same answer, in every call and command that is given no other number
 _ROLLOUTS, _MAX_MOVES = (1, 8, 64), 100
+_SLICES = dict(cpu=16)  # states in a call of the network, so that its temporaries stay in the cache
+_SLICE = 8_192  # on other devices
 
 class Solver(NamedTuple):
     "A trained network and what is known of it."
@@ -72,7 +74,7 @@ class Solver(NamedTuple):
         search = dict(self.about['search'])
         deep = {k: search.pop(k) for k in ('backtrack_depth', 'threshold_decay') if k in search}
         return replace(own, rollouts=stages, max_moves=_MAX_MOVES, moves=replace(own.moves, **search), **deep,
-                       agreement=agreement, seed=seed, batch=512 if self.device.type == 'cpu' else 8192)
+                       agreement=agreement, seed=seed, batch=_SLICES.get(self.device.type, _SLICE))
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #afef098e
 def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, None = that of the checkpoint

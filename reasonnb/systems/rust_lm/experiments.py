@@ -91,7 +91,7 @@ OURS = (
 
 # %% ../../../nbs/systems/rust_lm/16_experiments.ipynb #a94549f8
 _RECALL = dict(log=dict(context=256), h200=dict(context=256), smoke=dict(context=16), laptop=dict(
-    context=32, vocab=264, batch_size=32, steps=4_000, warmup=50, decay=800, eval_every=75))
+    context=32, vocab=264, batch_size=32, steps=1_500, warmup=50, decay=300, eval_every=75))
 RECALL = (
     Experiment('recall_attention', 'rust_attention', dict(corpus='recall', samples=0), _RECALL),
     Experiment('recall_shift', 'recall_attention', dict(mixer='haar_shift'), _EVERY_SECOND),
