@@ -51,8 +51,9 @@ def _shown(name:str, # name of the source
         return about | dict(puzzle=None, verdict='unreadable', answer=None, box=None, fault=line.fault) | note
     answer = to_line(found.answer, found.box) if found.answer.any() else None
     fault = dict(fault=found.why) if found.why else {}
-    result = dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box), by=found.by,
-                  moves=found.moves, rollouts=found.rollouts, flop=found.flop, seconds=round(found.seconds, 6))
+    result = dict(puzzle=to_line(found.puzzle, found.box), verdict=found.verdict, answer=answer, box=str(found.box),
+                  by=found.by, moves=found.moves, rollouts=found.rollouts, flop=found.flop,
+                  seconds=round(found.seconds, 6))
     return about | result | fault | note
 
 def _say(text:str):
@@ -123,7 +124,7 @@ def _solve_all(kind, # `SolverKind`
                checkpoint=None, # path of the weights, None = the shipped ones
                box=None, # box shape of the boards, None = the one there is a solver for
                **options, # device, singles, and options of the kind
-              ) -> tuple[dict[str, int], int]: # verdict -> number of puzzles; how many of them singles answered
+              ) -> tuple[dict[str, int], int]: # verdict -> number of puzzles; those that singles answered
     "Print what is found, as it is found."
     from reasonnb.sudoku.arguments import sources
     from reasonnb.sudoku.solving import solve_lines

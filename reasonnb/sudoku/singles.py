@@ -18,7 +18,8 @@ def around(rows:int, cols:int, # height and width of a box in cells
     where = [[], [], []]  # row, column and box of each cell
     for cell in range(N * N):
         row, col = divmod(cell, N)
-        for found, number in zip(where, (row, col, row // rows * rows + col // cols)): found.append(number)
+        for found, number in zip(where, (row, col, row // rows * rows + col // cols)):
+            found.append(number)
     units = [tuple(cell for cell in range(N * N) if found[cell] == number) for found in where for number in range(N)]
     peers = [{c for unit in units if cell in unit for c in unit} - {cell} for cell in range(N * N)]
     return units, [tuple(sorted(cells)) for cells in peers]
