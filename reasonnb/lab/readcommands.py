@@ -189,14 +189,15 @@ def claims(log:Log=None,
     sides = _sides(records, log)
     if log is not None: catalogue.sections(log)
     with warnings_as_lines(): loaded = [load_records(side) for side in sides]
-    books = [ledger(part, scale, log) for part in loaded]
-    found = side_by_side(*books) if len(sides) == 2 else books[0]
+    both = len(sides) == 2 and (loaded[-1]['scale'] == scale).any()  # code that claims check is run for each side
+    books = [ledger(part, scale, log) for part in (loaded if both else loaded[:1])]
+    found = side_by_side(*books) if both else books[0]
     run = [name for name in ('verdict', 'own_verdict') if name in found]
     shown = found[(found[run] != 'not run').any(axis=1)] if judged else found
     if 'own' in sides and loaded[-1].empty: _no_own()
     if json: return print_json(shown.to_dict('records'))
     said = ['verdict', 'effect', 'low', 'high', 'n_left', 'n_right']
-    mine = [f'own_{name}' for name in said] if len(sides) == 2 and (loaded[-1]['scale'] == scale).any() else []
+    mine = [f'own_{name}' for name in said] if both else []
     typer.echo(frame_text(shown[['claim_id', *said, *mine, 'log_value', 'statement']]))
     if why := _cannot_show(shown): typer.echo('\n' + why)
     typer.echo('\n' + frame_text(counts(books[0]).reset_index(names='log')))
