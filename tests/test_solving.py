@@ -129,7 +129,7 @@ ALONE = """import sys
 from typer.testing import CliRunner
 from reasonnb.lab.cli import app
 done = CliRunner().invoke(app, ['solve', *sys.argv[1:]])
-heavy = {'torch', 'numba', 'scipy', 'matplotlib'} & set(sys.modules)
+heavy = {'torch', 'numba', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules)
 print(done.exit_code, done.stdout.strip(), sorted(heavy))
 """
 

@@ -8,8 +8,6 @@ __all__ = ['times']
 # %% ../../nbs/core/21_step_times.ipynb #90c52973
 import math
 
-import pandas as pd
-
 from .config import UserError
 from .paths import shipped
 
@@ -19,7 +17,8 @@ def times(left:str, # experiment
           level:float=.95, # confidence level
          ): # `core.statistics.Interval`, left over right
     "CPU seconds of an update over those of another, side by side in one process, from `benchmarks/step_times.py`."
-    from reasonnb.core.statistics import Interval, interval  # claims import this page, and a list needs no statistics
+    import pandas as pd  # claims import this page, and a list of experiments needs neither tables nor statistics
+    from reasonnb.core.statistics import Interval, interval
     path = shipped('data/step_times.csv')
     if not path.is_file(): raise UserError(f'{path}: missing; it comes with the repository')
     table = pd.read_csv(path)

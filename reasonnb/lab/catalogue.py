@@ -7,10 +7,9 @@ __all__ = ['RUN_LIKE', 'SYSTEMS', 'root', 'sections', 'title', 'systems', 'exper
            'settings', 'resolve', 'canonical', 'missing', 'describe']
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1abc7fba
-import importlib, os
+import csv, importlib, os
 from functools import lru_cache
 from pathlib import Path
-import pandas as pd
 from ..core.config import Config, Experiment, System, UserError, unknown
 from ..core.own import SIDES, read_records, record_paths
 from ..core.paths import repository, shipped, workspace
@@ -24,24 +23,34 @@ def root() -> Path: # absolute path
 RUN_LIKE = ('run', 'experiment', 'ablation')
 
 @lru_cache
-def _sections(path:Path) -> pd.DataFrame:
+def _rows(path:Path) -> list[dict[str, str]]: # a row each; without pandas, which takes longer than a list of them
+    try: text = path.read_text(encoding='utf-8')
+    except FileNotFoundError: raise UserError(f"{path} is missing; restore it from git") from None
+    return list(csv.DictReader(text.splitlines()))
+
+@lru_cache
+def _sections(path:Path): # `pandas.DataFrame`
+    import pandas as pd
     try: return pd.read_csv(path, keep_default_na=False)
     except FileNotFoundError: raise UserError(f"{path} is missing; restore it from git") from None
 
+def _of_log(log:str|None, known:set[str]):
+    "`UserError` for a log that is none."
+    if log not in (None, *known): raise unknown('log', log, known)
+
 def sections(log:str|None=None, # one log, or None for all
-            ) -> pd.DataFrame: # log, order, section, slug, kind, question, change, base, finding
+            ): # `pandas.DataFrame`: log, order, section, slug, kind, question, change, base, finding
     "The sections of the training logs in their order, one row each."
     table = _sections(shipped('data/logs/sections.csv'))
-    if log is None: return table.copy()
-    if log not in set(table['log']): raise unknown('log', log, set(table['log']))
-    return table[table['log'] == log].reset_index(drop=True)
+    _of_log(log, set(table['log']))
+    return table.copy() if log is None else table[table['log'] == log].reset_index(drop=True)
 
 # %% ../../nbs/lab/00_catalogue.ipynb #7f9305ba
 @lru_cache
 def _titles(folder:Path) -> dict[str, str]: # slug -> title; our own titles may be missing
-    own, table = folder/'titles.csv', _sections(folder/'sections.csv')
-    mine = dict(pd.read_csv(own).itertuples(index=False)) if own.exists() else {}
-    return mine | dict(zip(table['slug'], table['section']))
+    own = folder/'titles.csv'
+    mine = {row['slug']: row['title'] for row in _rows(own)} if own.exists() else {}
+    return mine | {row['slug']: row['section'] for row in _rows(folder/'sections.csv')}
 
 def title(slug:str # of an experiment or a section
          ) -> str: # the slug itself where nobody has given one
@@ -99,19 +108,18 @@ def system_of(slug:str) -> System:
 # %% ../../nbs/lab/00_catalogue.ipynb #367c3082
 def chain(slug:str) -> list[str]: # slugs from the root to `slug`
     "The experiments that `slug` builds on, oldest first."
-    found, name = [], slug
+    found, name, known = [], slug, experiments()
     while name:
         if name in found: raise UserError(f"{name!r} is its own base: {' -> '.join(reversed(found))}")
-        if found and name not in experiments():
+        if found and name not in known:
             raise UserError(f"{found[-1]!r} builds on {name!r}, which has no configuration yet")
         found.append(name)
-        name = _find(name)[1].base
+        name = (known[name] if name in known else _find(name))[1].base
     return found[::-1]
 
 @lru_cache
 def _logs(path:Path) -> dict[str, str]: # slug of a section -> log
-    table = _sections(path)
-    return dict(zip(table['slug'], table['log']))
+    return {row['slug']: row['log'] for row in _rows(path)}
 
 def log_of(slug:str) -> str:
     "The log of an experiment: that of its section, else of its nearest base with one, else the first of its system."
@@ -165,8 +173,10 @@ def canonical(slug:str, # slug of an experiment
 def missing(log:str|None=None, # one log, or None for all
            ) -> list[str]: # slugs in the order of the log
     "The run-like sections that have no configuration yet."
-    rows, known = sections(log), experiments()
-    return [slug for slug, kind in zip(rows['slug'], rows['kind']) if kind in RUN_LIKE and slug not in known]
+    rows, known = _rows(shipped('data/logs/sections.csv')), experiments()
+    _of_log(log, {row['log'] for row in rows})
+    return [row['slug'] for row in rows
+            if log in (None, row['log']) and row['kind'] in RUN_LIKE and row['slug'] not in known]
 
 # %% ../../nbs/lab/00_catalogue.ipynb #d021b77c
 def _run_row(side:str, path:Path, record:dict) -> dict:

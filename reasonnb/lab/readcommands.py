@@ -33,10 +33,10 @@ def list_(log:Log=None,
     reasonnb list --log sudoku_transformer
     reasonnb list --missing --json
     """
-    sections = catalogue.sections(log).set_index('slug')
+    waiting = catalogue.missing(log)
     if missing:
-        about = ['log', 'kind', 'section', 'change']
-        found = [{'slug': slug, **sections.loc[slug, about]} for slug in catalogue.missing(log)]
+        about, sections = ['log', 'kind', 'section', 'change'], catalogue.sections(log).set_index('slug')
+        found = [{'slug': slug, **sections.loc[slug, about]} for slug in waiting]
     else:
         reference, own = _counts('reference'), _counts('own')
         found = []
@@ -47,7 +47,7 @@ def list_(log:Log=None,
             if log in (None, its_log): found.append(row)
     if json: return print_json(found)
     typer.echo(columns([row.values() for row in found], ['slug', *list(found[0])[1:]]) if found else 'none')
-    wait = f'{len(catalogue.missing(log))} sections wait for a configuration (--missing)'
+    wait = f'{len(waiting)} sections wait for a configuration (--missing)'
     if not missing: typer.echo(f'\n{len(found)} experiments; {wait}', err=True)
 
 # %% ../../nbs/lab/15_readcommands.ipynb #4be29c71

@@ -10,8 +10,6 @@ __all__ = ['LOGGED', 'LOSSES', 'RUNS', 'SOLVER', 'CLAIMS', 'METRICS', 'at_share'
 # %% ../../../nbs/systems/energy/08_claims.ipynb #2cd89e21
 import math
 
-import numpy as np
-
 from ...core.claimtest import CannotShow, ClaimTest
 from .config import EnergyConfig, batch_for, rate_for
 
@@ -41,6 +39,7 @@ def accuracy_of_kept(record:dict) -> float: # share of cells
 
 def energy_follows_accuracy(record:dict) -> float: # rank correlation, -1 to 1
     "Rank correlation of energy and the oracle's cell accuracy over the evaluations, that of the start left out."
+    import numpy as np  # a list of experiments needs none
     rows = [row for row in record['curve'] if row['kind'] == 'eval' and row['step'] > 0]
     ranks = [np.argsort(np.argsort([row[name] for row in rows])) for name in ('oracle_energy', 'oracle_cell_accuracy')]
     return float(np.corrcoef(*ranks)[0, 1])
