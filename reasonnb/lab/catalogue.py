@@ -7,7 +7,7 @@ __all__ = ['RUN_LIKE', 'SYSTEMS', 'root', 'sections', 'title', 'systems', 'exper
            'settings', 'resolve', 'canonical', 'missing', 'describe']
 
 # %% ../../nbs/lab/00_catalogue.ipynb #1abc7fba
-import csv, importlib, os
+import csv, importlib, io, os
 from functools import lru_cache
 from pathlib import Path
 from ..core.config import Config, Experiment, System, UserError, unknown
@@ -22,17 +22,19 @@ def root() -> Path: # absolute path
 # %% ../../nbs/lab/00_catalogue.ipynb #42c03913
 RUN_LIKE = ('run', 'experiment', 'ablation')
 
+def _opened(path:Path) -> io.StringIO:
+    "The text of a table, line ends within its fields kept."
+    try: return io.StringIO(path.read_bytes().decode(), newline='')
+    except FileNotFoundError: raise UserError(f"{path} is missing; restore it from git") from None
+
 @lru_cache
 def _rows(path:Path) -> list[dict[str, str]]: # a row each; without pandas, which takes longer than a list of them
-    try: text = path.read_text(encoding='utf-8')
-    except FileNotFoundError: raise UserError(f"{path} is missing; restore it from git") from None
-    return list(csv.DictReader(text.splitlines()))
+    return list(csv.DictReader(_opened(path)))
 
 @lru_cache
 def _sections(path:Path): # `pandas.DataFrame`
     import pandas as pd
-    try: return pd.read_csv(path, keep_default_na=False)
-    except FileNotFoundError: raise UserError(f"{path} is missing; restore it from git") from None
+    return pd.read_csv(_opened(path), keep_default_na=False)
 
 def _of_log(log:str|None, known:set[str]):
     "`UserError` for a log that is none."

@@ -42,8 +42,7 @@ def ship(run_dir, # folder of a finished run of a lattice network
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #38bbe843
 AGREEMENT = 1  # attempts that must give the same answer, in every call and command that is given no other number
 _ROLLOUTS, _MAX_MOVES = (1, 8, 64), 100
-_SLICES = dict(cpu=16)  # states in a call of the network, so that its temporaries stay in the cache
-_SLICE = 8_192  # on other devices
+_CPU_SLICE, _SLICE = 16, 8_192  # states in a call of the network; on a CPU its temporaries have to stay in the cache
 
 class Solver(NamedTuple):
     "A trained network and what is known of it."
@@ -74,7 +73,7 @@ class Solver(NamedTuple):
         search = dict(self.about['search'])
         deep = {k: search.pop(k) for k in ('backtrack_depth', 'threshold_decay') if k in search}
         return replace(own, rollouts=stages, max_moves=_MAX_MOVES, moves=replace(own.moves, **search), **deep,
-                       agreement=agreement, seed=seed, batch=_SLICES.get(self.device.type, _SLICE))
+                       agreement=agreement, seed=seed, batch=_CPU_SLICE if self.device.type == 'cpu' else _SLICE)
 
 # %% ../../../nbs/systems/lattice/06_neural_solver.ipynb #afef098e
 def load_solver(box:BoardShape|None=None, # box shape of the boards to solve, None = that of the checkpoint
