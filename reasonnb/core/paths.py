@@ -8,6 +8,7 @@ __all__ = ['expand', 'package', 'is_repository', 'repository', 'workspace', 'shi
 
 # %% ../../nbs/core/05_paths.ipynb #76766bb7
 import inspect, os, re, sysconfig
+from functools import lru_cache
 from pathlib import Path
 import platformdirs
 from .config import UserError
@@ -17,15 +18,24 @@ def expand(path) -> Path:
     "A path as people write it, `~` for the home folder."
     return Path(os.path.expanduser(path))
 
+@lru_cache
 def package() -> Path:
     "The folder of the code that runs."
     return Path(inspect.getfile(UserError)).resolve().parents[1]
 
+@lru_cache
+def _is_ours(settings:Path, size:int, changed:int) -> bool:
+    "Is it our settings file? A command asks some hundred times; size and time of a change say when to read again."
+    text = settings.read_text(encoding='utf-8', errors='replace')
+    return bool(re.search(r'^\s*lib_name\s*=\s*reasonnb\s*$', text, re.M))
+
 def is_repository(folder:Path) -> bool:
     "Does it hold our settings and the notebooks?"
-    try: text = (folder / 'settings.ini').read_text(encoding='utf-8', errors='replace')
+    settings = folder / 'settings.ini'
+    try:
+        about = settings.stat()
+        return _is_ours(settings, about.st_size, about.st_mtime_ns) and (folder / 'nbs').is_dir()
     except OSError: return False
-    return bool(re.search(r'^\s*lib_name\s*=\s*reasonnb\s*$', text, re.M)) and (folder / 'nbs').is_dir()
 
 def _seen() -> Path|None: # absolute
     "`REASONNB_ROOT`, or the nearest repository around the working directory, or the one that the package lies in."

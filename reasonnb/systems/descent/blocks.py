@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from ...core.compiled import one_blas_thread
 from ...sudoku.board import BoardShape
 from . import kernels
 from .kernels import set_places
@@ -245,7 +246,7 @@ class _Kernels:
         "What the derivative needs, energy, gradient."
         places = set_places(BoardShape(x.shape[2], x.shape[4]))
         arrays, energy, g = (*_arrays(head, blocks), places), x.new_empty(len(x)), torch.empty_like(x)
-        kernels.gradients(_boards(x), *arrays, energy.numpy(), _boards(g))
+        with one_blas_thread(): kernels.gradients(_boards(x), *arrays, energy.numpy(), _boards(g))
         return (x, arrays), energy, g
 
     @staticmethod
@@ -255,7 +256,8 @@ class _Kernels:
         found = [np.zeros_like(array) for array in (matrices, bias, down, down_bias, head.detach().numpy())]
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         sizes = of_energy.contiguous().numpy()
-        kernels.derivatives(_boards(x), sizes, _boards(tangent), *kept[1], _boards(of_x), *found)
+        with one_blas_thread():
+            kernels.derivatives(_boards(x), sizes, _boards(tangent), *kept[1], _boards(of_x), *found)
         of_matrices, *of_rest, of_head = map(torch.from_numpy, found)
         weights = [part for layer in zip(of_matrices, *of_rest) for part in (*layer[0], *layer[1:])]
         return [of_x, of_head, *weights]
