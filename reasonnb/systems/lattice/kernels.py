@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...core.compiled import compiled, one_blas_thread
-from .networks import Lattice, Reading, SymmetricLattice
+from ...sudoku.board import BoardShape
+from .networks import Constraints, Lattice, Reading, SymmetricLattice
 
 # %% ../../../nbs/systems/lattice/01_kernels.ipynb #17d0b9ea
 @partial(compiled, reorder=True)
@@ -120,46 +121,25 @@ def _hear(heard, told, told_cells, bias, r, c):
 
 # %% ../../../nbs/systems/lattice/01_kernels.ipynb #297fa6b3
 @compiled
-def _block(x, weights, r, c, room):
+def _block(x, vectors, bias, say, wide, down, r, c, room):
     "One exchange between candidates and their sets, added to x."
-    norm, norm_bias, say, say_bias, own, own_bias, cell, line, square, segment, down, down_bias = weights
     said, normed, heard, sets, told, cells, told_cells = room
     digits, width, hidden = r * c, x.shape[1], heard.shape[1]
-    _norm(x, norm, norm_bias, normed)
+    _norm(x, vectors[0], vectors[1], normed)
     np.dot(normed, say, said)
-    _lift(said, say_bias)
+    _lift(said, vectors[2])
     _segments(said.reshape(digits**2, -1), r, c, sets, cells)
     _means(r, c, sets)
     flat, answers = sets.reshape(-1, width), told.reshape(-1, hidden)
-    a, b, e = digits**2 * (r + c), digits**2 * (r + c + 2), digits**2 * (r + c + 3)
-    np.dot(flat[:a], segment, answers[:a])
-    np.dot(flat[a:b], line, answers[a:b])
-    np.dot(flat[b:e], square, answers[b:e])
-    np.dot(cells, cell, told_cells)
+    ends = (0, digits**2 * (r + c), digits**2 * (r + c + 2), digits**2 * (r + c + 3))
+    for k in range(3):  # segments, lines, boxes
+        np.dot(flat[ends[k]:ends[k + 1]], wide[2 + k], answers[ends[k]:ends[k + 1]])
+    np.dot(cells, wide[1], told_cells)
     _hand_down(told, r, c)
-    np.dot(normed, own, heard)
-    _hear(heard.reshape(digits**2, -1), told, told_cells, own_bias, r, c)
+    np.dot(normed, wide[0], heard)
+    _hear(heard.reshape(digits**2, -1), told, told_cells, bias, r, c)
     np.dot(heard, down, said)
-    _add(x, said, down_bias)
-
-@compiled
-def _iterate(first, layers, outer, outer_bias, head, loops, r, c, out):
-    "The heads' logits `(states, candidates, 3)`, without their bias, of embedded states `(states, candidates, width)`."
-    many, width, hidden, N, kind = first.shape[1], first.shape[2], layers[0][4].shape[1], r * c, first.dtype
-    x, h, said = np.empty((many, width), kind), np.empty((many, width), kind), np.empty((many, width), kind)
-    sets, told = np.empty((N * (r + c + 3), N * width), kind), np.empty((N * (r + c + 3), N * hidden), kind)
-    cells, told_cells = np.empty((N * N, width), kind), np.empty((N * N, hidden), kind)
-    room = said, np.empty_like(x), np.empty((many, hidden), kind), sets, told, cells, told_cells
-    nothing = np.zeros(width, kind)
-    for state in range(len(first)):
-        h[:] = first[state]
-        for _ in range(loops):
-            x[:] = h
-            _add(x, first[state], nothing)
-            for weights in layers:
-                _block(x, weights, r, c, room)
-            _norm(x, outer, outer_bias, h)
-        np.dot(h, head, out[state])
+    _add(x, said, vectors[3])
 
 # %% ../../../nbs/systems/lattice/01_kernels.ipynb #3ad7e95c
 def has_kernel(network:Lattice) -> bool:
@@ -170,13 +150,36 @@ def has_kernel(network:Lattice) -> bool:
 
 def _array(x:Tensor) -> np.ndarray: return np.ascontiguousarray(x.detach().numpy())
 
-def _weights(layer) -> tuple[np.ndarray, ...]:
-    "Arrays of a block; matrices as they multiply from the right."
-    found = [_array(layer.norm.weight), _array(layer.norm.bias)]
-    for part in (layer.say, layer.own):
-        found += [_array(part.weight.T), _array(part.bias)]
-    found += [_array(part.weight.T) for part in (layer.cell, layer.line, layer.square, layer.segment)]
-    return *found, _array(layer.down.weight.T), _array(layer.down.bias)
+def _weights(layer:Constraints) -> tuple[np.ndarray, ...]:
+    "Vectors over the width, bias of the hidden units, matrices as they multiply from the right."
+    vectors = torch.stack([layer.norm.weight, layer.norm.bias, layer.say.bias, layer.down.bias])
+    parts = (layer.own, layer.cell, layer.segment, layer.line, layer.square)
+    wide = torch.stack([part.weight.T for part in parts])
+    return tuple(map(_array, (vectors, layer.own.bias, layer.say.weight.T, wide, layer.down.weight.T)))
+
+def _room(box:BoardShape, width:int, hidden:int) -> tuple[np.ndarray, ...]:
+    "Arrays for one state: messages, normed, hidden units, sets and what they are told, cells and what they are told."
+    candidates, sets = box.cells * box.N, box.N * (box.rows + box.cols + 3)
+    shapes = [(candidates, width), (candidates, width), (candidates, hidden), (sets, box.N * width),
+              (sets, box.N * hidden), (box.cells, width), (box.cells, hidden)]
+    return tuple(np.empty(shape, np.float32) for shape in shapes)
+
+def _iterate(first, # (states, candidates, width) embedded states
+             blocks:list[tuple[np.ndarray, ...]], # weights of each block
+             outer:np.ndarray, # (2, width) weight and bias of the norm around the blocks
+             loops:int, # number of iterations
+             box:BoardShape,
+             out, # filled: (states, candidates, width) hidden states after the last iteration
+            ):
+    "The network's iterations, state after state. This loop is Python's: compiled too, it would take twice as long to be."
+    room, x = _room(box, first.shape[2], len(blocks[0][1])), np.empty_like(first[0])
+    for state, h in zip(first, out):
+        h[:] = state
+        for _ in range(loops):
+            np.add(h, state, out=x)
+            for weights in blocks:
+                _block(x, *weights, box.rows, box.cols, room)
+            _norm(x, *outer, h)
 
 def _shares(states:int, threads:int) -> list[slice]:
     "About equal parts, one for each thread, none of them empty."
@@ -190,13 +193,13 @@ def last(network:Lattice,
         ) -> Reading: # the reading of the last iteration
     "What a network says of states in the end; nothing of it can be differentiated."
     if not has_kernel(network) or loops < 1: return network.last(alive, loops)
-    box, first = network.box, _array(network.start(alive).flatten(1, 5))
-    weights = [tuple(map(_weights, network.layers)), *map(_array, (*network.outer.parameters(), network.head.weight.T))]
-    out = np.empty((*first.shape[:2], 3), first.dtype)
-    def work(part): _iterate(first[part], *weights, loops, box.rows, box.cols, out[part])
+    blocks, outer = [_weights(layer) for layer in network.layers], _array(torch.stack([*network.outer.parameters()]))
+    first = _array(network.start(alive).flatten(1, 5))
+    out = np.empty_like(first)
+    def work(part): _iterate(first[part], blocks, outer, loops, network.box, out[part])
     shares = _shares(len(alive), torch.get_num_threads())
     with one_blas_thread():
         if len(shares) == 1: work(shares[0])
         else:
             with ThreadPoolExecutor(len(shares)) as pool: list(pool.map(work, shares))
-    return network.logits(torch.from_numpy(out) + network.head.bias)
+    return network.read(torch.from_numpy(out))

@@ -97,12 +97,9 @@ class SymmetricLattice(Lattice):
             h = h + layer(h)
         return h
 
-    def read(self, h:Tensor) -> Reading: return self.logits(self.head(h))
-
-    def logits(self, found:Tensor # three numbers of each candidate, in any shape
-              ) -> Reading:
+    def read(self, h:Tensor) -> Reading:
         "Any candidate may call a conflict: the logit of the state is a soft maximum over candidates."
-        keep, digit, conflict = found.reshape(len(found), self.box.cells, self.box.N, 3).unbind(-1)
+        keep, digit, conflict = self.head(h).reshape(len(h), self.box.cells, self.box.N, 3).unbind(-1)
         return Reading(keep, digit, conflict.flatten(1).logsumexp(1) - math.log(self.box.cells * self.box.N))
 
 # %% ../../../nbs/systems/lattice/00_networks.ipynb #d268438a
