@@ -171,7 +171,7 @@ def _iterate(first, # (states, candidates, width) embedded states
              box:BoardShape,
              out, # filled: (states, candidates, width) hidden states after the last iteration
             ):
-    "The network's iterations, state after state. This loop is Python's: compiled too, it would take twice as long to be."
+    "The network's iterations, state after state. The loop is Python's: compiling it too would take twice as long."
     room, x = _room(box, first.shape[2], len(blocks[0][1])), np.empty_like(first[0])
     for state, h in zip(first, out):
         h[:] = state
