@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
-from .network import Equilibrium, check_images, logcosh
+from .network import Equilibrium, _cast, check_images, logcosh
 
 # %% ../../../nbs/systems/equilibrium/02_convolution.ipynb #4902126b
 def sizes(image:tuple[int, int, int], # channels, height, width
@@ -61,7 +61,11 @@ class Link(nn.Module):
         return F.conv_transpose2d(x, self.weight.to(x.dtype), **self.geometry, output_padding=spare)
 
 # %% ../../../nbs/systems/equilibrium/02_convolution.ipynb #f0fd8f11
-def _flat(maps:list[Tensor]) -> Tensor: return torch.cat([x.flatten(1) for x in maps], 1).unsqueeze(1)
+def _flat(maps:list[Tensor]) -> Tensor: return torch.cat([_pixels(x) for x in maps], 1).unsqueeze(1)
+
+def _pixels(x:Tensor) -> Tensor: # (batch, units)
+    "A layer, (batch, channels, height, width), pixel by pixel: a view if it is in memory in this order."
+    return x.movedim(1, -1).flatten(1)
 
 class Layers(Equilibrium):
     "Base of networks whose state is a stack of feature maps, activated by a tangent and read off its last layer."
@@ -71,28 +75,64 @@ class Layers(Equilibrium):
                 ):
         units = [math.prod(shape) for shape in shapes]
         super().__init__(1, units[-1], classes, clip)
-        self.shapes, self.units = shapes, units
+        self.shapes, self.units, self.last = shapes, units, (slice(None), 0, slice(-units[-1], None))
 
     def maps(self, state:Tensor, # (batch, 1, units)
             ) -> list[Tensor]: # (batch, channels, height, width) each
         "The layers of a state."
-        return [part.unflatten(1, shape) for part, shape in zip(state.squeeze(1).split(self.units, 1), self.shapes)]
+        parts = zip(state.squeeze(1).split(self.units, 1), self.shapes)
+        return [part.unflatten(1, (*sides, channels)).movedim(-1, 1) for part, (channels, *sides) in parts]
 
-    def activate(self, h:Tensor) -> Tensor: # same shape
+    def activate(self, h:Tensor, # state or layer
+                 out:Tensor|None=None, # memory for the result where no graph is kept
+                ) -> Tensor: # same shape
         "Hyperbolic tangent, computed from the sigmoid, which is faster."
-        return 2 * torch.sigmoid(2 * h) - 1
+        if torch.is_grad_enabled() and h.requires_grad: return 2 * torch.sigmoid(2 * h) - 1
+        return torch.mul(h, 2, out=out).sigmoid_().mul_(2).sub_(1)
+
+    def _weight(self, like:Tensor) -> Tensor: # (classes, units of the last layer)
+        "Weights of the readout in the order of the state."
+        weight = self.readout.weight.unflatten(1, self.shapes[-1])
+        return _cast(weight.movedim(1, -1).flatten(1), like)
 
     def logits(self, g:Tensor, # activated state, (batch, 1, units)
               ) -> Tensor: # (batch, classes)
         "The readout of the last layer."
-        return super().logits(g[..., -self.units[-1]:])
+        return F.linear(g[self.last], self._weight(g), _cast(self.readout.bias, g))
+
+    def cost(self, h:Tensor, # state, (batch, 1, units)
+             labels:Tensor, # (batch,) class numbers
+            ) -> Tensor: # (batch,) nats
+        "Cross-entropy of each image, not averaged."
+        return super().cost(h[..., -self.units[-1]:], labels)
+
+    def _subtract_nudge(self, f:Tensor, # last layer of the map's result, (batch, its units); changed in place
+                        g:Tensor, # the activated last layer, the same shape
+                        labels:Tensor, # (batch,) class numbers
+                        strength:Tensor|float, # strength of the nudge, real or complex; as a tensor (batch, 1)
+                        weight:Tensor, # weights of the readout as in `_weight`
+                       ):
+        errors = self.errors(F.linear(g, weight, _cast(self.readout.bias, g)), labels)
+        f.addmm_(strength * errors, weight, alpha=-1)
 
     def nudge(self, h:Tensor, # state, (batch, 1, units)
               labels:Tensor, # (batch,) class numbers
              ) -> Tensor: # (batch, 1, units)
         "Slope of the cost in the activated state; only the last layer has one."
-        slope = self.errors(self.activate(h), labels) @ self.readout.weight.to(h.dtype)
-        return F.pad(slope, (h.shape[2] - slope.shape[1], 0)).unsqueeze(1)
+        slope, g = torch.zeros_like(h), self.activate(h[self.last])
+        self._subtract_nudge(slope[self.last], g, labels, strength=-1, weight=self._weight(g))
+        return slope
+
+    def nudged(self, h:Tensor, # state, (batch, 1, units)
+               u:Tensor, # drive, (batch, 1, units)
+               labels:Tensor, # (batch,) class numbers
+               strength:Tensor|float, # strength of the nudge, real or complex; as a tensor (batch, 1, 1)
+              ) -> Tensor: # (batch, 1, units)
+        "The map under a nudge, which acts on the last layer only."
+        f, g = self.field(h, u), self.activate(h[self.last])
+        if isinstance(strength, Tensor): strength = strength[:, 0]
+        self._subtract_nudge(f[self.last], g, labels, strength=strength, weight=self._weight(g))
+        return f
 
 # %% ../../../nbs/systems/equilibrium/02_convolution.ipynb #81ec6f82
 class ConvHopfield(Layers):
@@ -122,20 +162,57 @@ class ConvHopfield(Layers):
                u:Tensor, # drive, (batch, 1, units)
               ) -> Tensor: # (batch,)
         "Energy of each image's state."
+        return (h * self.activate(h) - logcosh(h)).sum((1, 2)) + self.coupling(h, u)
+
+    def coupling(self, h:Tensor, # state, (batch, 1, units)
+                 u:Tensor, # drive, (batch, 1, units)
+                ) -> Tensor: # (batch,)
+        "The terms of the energy that have parameters."
         g = self.activate(h)
         maps = self.maps(g)
         products = [(link.up(a) * b).sum((1, 2, 3)) for link, a, b in zip(self.links, maps, maps[1:])]
-        return ((h - u) * g - logcosh(h)).sum((1, 2)) - sum(products)
+        return -(u * g).sum((1, 2)) - sum(products)
 
     def field(self, h:Tensor, # state, (batch, 1, units)
               u:Tensor, # drive, (batch, 1, units)
              ) -> Tensor: # (batch, 1, units)
         "The input of each layer: its drive, its lower neighbour and its upper one."
-        maps, out = self.maps(self.activate(h)), self.maps(u)
-        for k, link in enumerate(self.links):
-            out[k] = out[k] + link.down(maps[k + 1], self.shapes[k])
-            out[k + 1] = out[k + 1] + link.up(maps[k])
-        return _flat(out)
+        # a layer at a time, so that each is in memory of its own, as a convolution wants it
+        return _flat(self._inputs([self.activate(x) for x in self.maps(h)], self.maps(u)))
+
+    def _inputs(self, maps:list[Tensor], drive:list[Tensor]) -> list[Tensor]:
+        out = list(drive)
+        for k, link in enumerate(self.links):  # sums in the memory of the convolutions' results
+            out[k] = link.down(maps[k + 1], self.shapes[k]).add_(out[k])
+            out[k + 1] = link.up(maps[k]).add_(out[k + 1])
+        return out
+
+    @torch.no_grad()
+    def advance(self, h:Tensor, # state, (batch, 1, units)
+                u:Tensor, # drive, (batch, 1, units)
+                labels:Tensor|None=None, # (batch,) class numbers, none = not nudged
+                strength:Tensor|None=None, # strength of the nudge, (batch, 1, 1)
+                *, damping:float, # share of the step that an iteration makes, in (0, 1]
+                iterations:int, # number of iterations
+               ) -> Tensor: # (batch, 1, units)
+        "Iterate with each layer in memory of its own: the state is put together once, not every time."
+        order = dict(memory_format=torch.channels_last)
+        maps, drive = ([x.clone(**order) for x in self.maps(whole)] for whole in (h, u))
+        g, weight = [torch.empty_like(x) for x in maps], self._weight(h)
+        for _ in range(iterations):
+            for x, y in zip(maps, g):
+                self.activate(x, out=y)
+            f = self._inputs(g, drive)
+            if labels is not None:
+                f[-1] = f[-1].contiguous(**order)  # changes nothing where convolutions keep the order
+                last = _pixels(f[-1]), _pixels(g[-1])
+                self._subtract_nudge(*last, labels, strength=strength[:, 0], weight=weight)
+            if damping == 1:
+                maps = f
+                continue
+            for x, y in zip(maps, f):
+                x.lerp_(y, damping)
+        return _flat(maps)
 
     def clipped(self) -> list[tuple[Tensor, float]]:
         "The matrices of the links."

@@ -66,7 +66,7 @@ class Problem:
         "The state without a nudge."
         p, u = self.phases, self.u.detach()
         return relax(self.model.field, self.model.start(u), (u,), damping=p.damping, iterations=p.iterations,
-                     tolerance=p.tolerance, solver=p.solver)
+                     tolerance=p.tolerance, solver=p.solver, advance=self.model.advance)
 
     def nudged(self, field:Callable, # (states, drive, labels, strengths) -> states after an undamped iteration
                strengths:list, # strength of the nudge in each phase, real or complex
@@ -79,7 +79,8 @@ class Problem:
         many = torch.cat([h] * n).to(nudge.dtype)
         context = (torch.cat([self.u.detach()] * n), self.labels.repeat(n), nudge)
         found = relax(field, many, context, damping=p.damping, iterations=p.nudged_iterations,
-                      tolerance=p.nudged_tolerance, whole=whole)
+                      tolerance=p.nudged_tolerance, whole=whole,
+                      advance=self.model.advance if field == self.model.nudged else None)
         return list(found.state.chunk(n))
 
     def residual_to_nudge(self) -> Tensor: # (), 0 at a fixed point
@@ -131,22 +132,18 @@ def jacobian_free(p:Problem) -> Tensor: # ()
     return _through_map(p, lambda f, h: cost_slope(p.model, h.detach(), p.labels))
 
 # %% ../../../nbs/systems/equilibrium/04_estimators.ipynb #d495955e
-def _nudged_map(model:Equilibrium) -> Callable:
-    "The map under a nudge in the activated state: that of the energy plus `strength` times the cost."
-    return lambda h, u, labels, strength: model.field(h, u) - strength * model.nudge(h, labels)
-
 def _total(p:Problem, h:Tensor, strength) -> Tensor: # ()
-    "Energy plus `strength` times cost, mean over the batch."
-    return (p.model.energy(h, p.u) + strength * p.model.cost(h, p.labels)).mean()
+    "Energy plus `strength` times cost, mean over the batch, as far as it depends on parameters."
+    return (p.model.coupling(h, p.u) + strength * p.model.cost(h, p.labels)).mean()
 
 def ep_one_sided(p:Problem) -> Tensor: # ()
     "Two phases: free and nudged (Scellier and Bengio 2017)."
-    h, = p.nudged(_nudged_map(p.model), [p.strength])
+    h, = p.nudged(p.model.nudged, [p.strength])
     return (_total(p, h, p.strength) - _total(p, p.free.state, 0.)) / p.strength
 
 def ep_symmetric(p:Problem) -> Tensor: # ()
     "Three phases: free, nudged towards the label and away from it (Laborieux et al. 2021)."
-    near, far = p.nudged(_nudged_map(p.model), [p.strength, -p.strength])
+    near, far = p.nudged(p.model.nudged, [p.strength, -p.strength])
     return (_total(p, near, p.strength) - _total(p, far, -p.strength)) / (2 * p.strength)
 
 def holomorphic(p:Problem) -> Tensor: # ()
@@ -156,13 +153,13 @@ def holomorphic(p:Problem) -> Tensor: # ()
                         "use activation='logcosh' or 'softplus'")
     n = p.phases.points
     circle = [p.strength * cmath.exp(2j * math.pi * k / n) for k in range(n)]
-    states = p.nudged(_nudged_map(p.model), circle)
+    states = p.nudged(p.model.nudged, circle)
     return sum((_total(p, h, s) / s).real for h, s in zip(states, circle)) / n
 
 # %% ../../../nbs/systems/equilibrium/04_estimators.ipynb #f3320f5b
 def vector_field(p:Problem) -> Tensor: # ()
     "The displacement in place of lambda: exact only for a symmetric derivative (Scellier et al. 2018)."
-    near, far = p.nudged(_nudged_map(p.model), [p.strength, -p.strength])
+    near, far = p.nudged(p.model.nudged, [p.strength, -p.strength])
     return _through_map(p, lambda f, h: (p.model.activate(far) - p.model.activate(near)) / (2 * p.strength))
 
 def asymmetric(p:Problem) -> Tensor: # ()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.config import unknown
 from .energy import EnergyTransformer
 from .network import Equilibrium
-from .estimators import Phases, Problem, _nudged_map, _total, agreement, cost_slope
+from .estimators import Phases, Problem, _total, agreement, cost_slope
 from .vector_field import CrossBlock, SelfBlock
 
 # %% ../../../nbs/systems/equilibrium/05_lessons.ipynb #8bc333ef
@@ -77,7 +77,7 @@ def nudged_gradients(model:Equilibrium, # network with an energy
                     ) -> dict[str, Tensor]: # rule -> (betas, parameters)
     "The gradients of one-sided and symmetric equilibrium propagation for several strengths, from one relaxation."
     p, params = Problem(model, images, labels, phases), list(learned(model).values())
-    states = p.nudged(_nudged_map(model), [s for b in betas for s in (b, -b)])
+    states = p.nudged(model.nudged, [s for b in betas for s in (b, -b)])
     found, free = dict(ep_one_sided=[], ep_symmetric=[]), _total(p, p.free.state, 0.)
     for b, near, far in zip(betas, states[::2], states[1::2]):
         up, down = _total(p, near, b), _total(p, far, -b)
@@ -135,9 +135,9 @@ def nudged_path(model:Equilibrium, # network
                ) -> list[Tensor]: # `steps + 1` states, (batch, tokens, width) each
     "The states of a nudged phase, one by one, from the free state on."
     p = Problem(model, images, labels, phases)
-    nudged, path = _nudged_map(model), [p.free.state]
+    path = [p.free.state]
     for _ in range(steps):
-        path.append(torch.lerp(path[-1], nudged(path[-1], p.u, labels, strength), phases.damping))
+        path.append(torch.lerp(path[-1], model.nudged(path[-1], p.u, labels, strength), phases.damping))
     return path
 
 def stepwise_updates(model:Equilibrium, # network with an energy

@@ -113,18 +113,18 @@ class Readout(nn.Module):
         logits = self.logits(self.activate(h))
         return logsumexp(logits) - logits.gather(1, labels[:, None]).squeeze(1)
 
-    def errors(self, g:Tensor, # activated state, (batch, tokens, width)
+    def errors(self, logits:Tensor, # (batch, classes)
                labels:Tensor, # (batch,) class numbers
               ) -> Tensor: # (batch, classes)
         "Slope of the cost in the logits."
-        return softmax(self.logits(g)) - F.one_hot(labels, self.readout.out_features)
+        return softmax(logits) - F.one_hot(labels, self.readout.out_features)
 
     def nudge(self, h:Tensor, # state, (batch, tokens, width)
               labels:Tensor, # (batch,) class numbers
              ) -> Tensor: # (batch, tokens, width)
         "Slope of the cost in the activated state, `dC/dg`, for each image."
         g = self.activate(h)
-        slope = self.errors(g, labels) @ _cast(self.readout.weight, g)
+        slope = self.errors(self.logits(g), labels) @ _cast(self.readout.weight, g)
         return slope.unsqueeze(1).expand_as(g) / g.shape[1] if self.pooled else slope.view_as(g)
 
 # %% ../../../nbs/systems/equilibrium/00_network.ipynb #a193609c
@@ -132,6 +132,7 @@ class Equilibrium(Readout):
     "Base of networks whose answer is read off a fixed point of `h -> field(h, u)`."
     has_energy = False  # whether `field` is minus the gradient of an energy; if so, the class has `energy`
     holomorphic = False  # whether `energy` may be continued into the complex plane
+    advance = None  # a faster way through iterations that nobody measures, where the class has one; as in `relax`
 
     def __init__(self, tokens:int, # number of tokens of the state
                  width:int, # numbers per token
@@ -157,6 +158,20 @@ class Equilibrium(Readout):
              ) -> Tensor: # (batch, tokens, width)
         "The map: the state after an undamped iteration."
         raise NotImplementedError
+
+    def coupling(self, h:Tensor, # state, (batch, tokens, width)
+                 u:Tensor, # drive, (batch, tokens, width)
+                ) -> Tensor: # (batch,)
+        "The energy; a class may leave out terms without parameters, as estimators differentiate in these only."
+        return self.energy(h, u)
+
+    def nudged(self, h:Tensor, # state, (batch, tokens, width)
+               u:Tensor, # drive, (batch, tokens, width)
+               labels:Tensor, # (batch,) class numbers
+               strength:Tensor|float, # strength of the nudge, real or complex; as a tensor (batch, 1, 1)
+              ) -> Tensor: # (batch, tokens, width)
+        "The map under a nudge in the activated state: that of the energy plus `strength` times the cost."
+        return self.field(h, u) - strength * self.nudge(h, labels)
 
     def clipped(self) -> list[tuple[Tensor, float]]: # matrices, and the share of `clip` that each may have
         "The matrices that must not grow for the map to contract."

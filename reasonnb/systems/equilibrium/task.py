@@ -126,7 +126,7 @@ class EquilibriumTask(ImageBatches):
         super().__init__(config)
         self.model = build_model(config, self.data.shape, self.data.classes)
         # the trainer compiles a model's forward, and a relaxation calls its map
-        if config.compile: self.model.field = torch.compile(self.model.field)
+        if config.compile: self.model.field, self.model.advance = torch.compile(self.model.field), None
         self.accuracies, self.updates, self.untrusted = [], 0, torch.zeros(())
 
     def state_dict(self) -> dict:
