@@ -8,7 +8,7 @@ https://github.com/Laborieux-Axel/Equilibrium-Propagation (measured at commit 93
 weights copied across, the same tangent, the same images, iterations and phases; the states must agree to 1e-5. All are
 interleaved in every round; CPU seconds of one thread, so that other jobs matter little; ratios are medians over rounds
 with their quartiles.
-Prints a table and writes it to benchmarks/convolution.json.
+Prints a table and, with a peer, writes it to benchmarks/convolution.json.
 """
 import importlib, json, platform, statistics, sys, time
 from pathlib import Path
@@ -106,7 +106,7 @@ def measure(channels, batch, free, nudged, folder, rounds) -> dict:
 
 def main(peer: Path = None, rounds: int = 15):
     torch.set_num_threads(1)
-    if not peer: print('no --peer DIR: only our own update is measured')
+    if not peer: print('no --peer DIR: our own update only, and convolution.json stays as it is')
     rows = []
     for size in SIZES:
         row = measure(*size, peer, rounds)
@@ -116,6 +116,7 @@ def main(peer: Path = None, rounds: int = 15):
         line += f'   / convolutions {bare:.2f}'
         if peer: line += '   peer / update {1:.2f} [{0:.2f}, {2:.2f}]'.format(*row['peer_over_update'])
         print(line, flush=True)
+    if not peer: return
     report = dict(torch=torch.__version__, machine=platform.machine(),
                   capability=torch.backends.cpu.get_cpu_capability(), quartiles='of ratios', rows=rows)
     Path(__file__).with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
