@@ -43,6 +43,25 @@ def test_answers_at_once(root):
         assert done.returncode == 0, done.stderr
 
 
+CLASSICAL = '''import sys
+from reasonnb.sudoku.board import BoardShape, is_solved, is_valid, to_text
+from reasonnb.sudoku.generator import generate
+from reasonnb.sudoku.refutation import few_solutions
+from reasonnb.sudoku.solver import prove, rate
+for box in (BoardShape(2, 2), BoardShape(3, 3)):
+    puzzles, answers = generate(2, box)
+    assert (prove(puzzles, box)[0] == answers).all() and rate(puzzles, box).shape == (2,)
+    assert is_valid(puzzles, box).all() and is_solved(answers, box).all() and to_text(puzzles[0], box)
+    assert few_solutions(puzzles[0], box) == 1
+print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))
+'''
+
+
+def test_the_classical_solver_loads_no_torch():
+    done = subprocess.run([sys.executable, '-c', CLASSICAL], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout == 'set()\n', done.stderr
+
+
 def test_commands_come_with_the_systems(root):
     code, out, err = cli(root, '--help')
     assert code == 0 and 'sweep' in out and 'benchmark ' not in out

@@ -80,21 +80,21 @@ def test_a_seed_means_the_same_puzzles_on_every_machine():
 
 
 def test_the_walk_stops_where_the_simple_loop_stops():
-    "The blocks of the compiled walk never change which clue goes: a loop that asks the solver clue by clue agrees."
-    from reasonnb.sudoku.search import _minimise, _tables, _work
-    rng, none = np.random.default_rng(0), np.empty(0, np.uint64)
-    for box, n in ((BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (BoardShape(3, 3), 15)):
-        t = _tables(box)
+    "Neither the blocks of the walk nor the bands change which clue goes: a loop that asks clue by clue agrees."
+    from reasonnb.sudoku.bands import _band_tables, _thin_bands
+    from reasonnb.sudoku.search import _tables, _thin
+    rng, nine = np.random.default_rng(0), BoardShape(3, 3)
+    kinds = [(box, n, _thin, _tables(box)) for box, n in ((BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (nine, 15))]
+    for box, n, thin, tables in [*kinds, (nine, 15, _thin_bands, _band_tables())]:
         for grid in random_grids(n, box, seed=11):
             walk, spare = rng.permutation(box.cells).astype(np.uint16), int(rng.integers(box.cells))
-            slow, fast, left = grid.copy(), grid.copy(), spare
+            slow, fast, left = grid.copy(), grid[None].copy(), np.array([spare])
             for cell in walk:
                 slow[cell] = 0
-                if left == 0 or count_solutions(slow[None], box)[0] != 1: slow[cell] = grid[cell]
-                else: left -= 1
-            scratch = np.empty(box.cells, np.uint8)
-            spare = _minimise(_work(t, 1), t, fast, walk=walk, spare=spare, rng=none, scratch=scratch)
-            assert spare == left and (slow == fast).all()
+                if spare == 0 or count_solutions(slow[None], box)[0] != 1: slow[cell] = grid[cell]
+                else: spare -= 1
+            thin(tables, fast, walk[None], left)
+            assert spare == left[0] and (slow == fast[0]).all()
 
 
 def test_sixteen_by_sixteen():

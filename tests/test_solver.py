@@ -9,10 +9,10 @@ from ortools.sat.python import cp_model
 
 from reasonnb.core.compiled import compiled
 from reasonnb.core.config import UserError
-from reasonnb.sudoku import search
-from reasonnb.sudoku.board import BoardShape
+from reasonnb.sudoku import bands, search
+from reasonnb.sudoku.board import BoardShape, agrees, is_solved
 from reasonnb.sudoku.generator import generate, random_grids
-from reasonnb.sudoku.solver import count_solutions, prove, rate, solve
+from reasonnb.sudoku.solver import _searched, count_solutions, prove, rate, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (Path(os.environ.get('REASONNB_DATA', ROOT / 'data')) / 'sudoku', ROOT / '../shared/data/sudoku')
@@ -73,6 +73,19 @@ def test_agrees_with_the_oracle(box):
     several = solutions[counts == 2]                     # one of several: keeps the clues, the oracle confirms it
     assert ((puzzles[counts == 2] == 0) | (puzzles[counts == 2] == several)).all()
     assert all(oracle(s, box.rows, box.cols) == [s.tolist()] for s in several[:5])
+
+
+def test_both_searches_of_a_9x9_board_agree():
+    "The search by bands and the general one: counts up to 50, and the solution where it is the only one."
+    box = BoardShape(3, 3)
+    puzzles = np.concatenate([cases(box, 45, seed=s) for s in range(40)])
+    shape = dict(limit=50, workers=1)
+    ours, counts, _ = _searched(bands._prove_bands, bands._band_tables(), puzzles, **shape)
+    theirs, expected, _ = _searched(search._prove, search._tables(box), puzzles, **shape)
+    assert (counts == expected).all() and len(set(counts)) > 10
+    assert (ours == theirs)[counts <= 1].all()
+    several = counts > 1
+    assert is_solved(ours[several], box).all() and agrees(puzzles, ours)[several].all()
 
 
 def test_counts_beyond_two():
@@ -140,8 +153,10 @@ def read(name, n):
                                   'se11', 'se_diabolical', 'hardest375'])
 def test_public_lists(name):
     puzzles, answers, ratings = read(name, 3000)
-    solutions, counts, mine = prove(puzzles, BoardShape(3, 3))
+    solutions, counts, guesses = prove(puzzles, BoardShape(3, 3))
     assert (counts == 1).all() and (solutions == answers).all()
+    mine = rate(puzzles, BoardShape(3, 3))
+    assert guesses.sum() <= .6 * mine.sum() or mine.mean() < 1    # locked candidates spare many of them
     if ratings.std(): assert np.corrcoef(mine, ratings)[0, 1] > .999      # another program, the same definition
     assert abs(mine.mean() - ratings.mean()) <= .01 * ratings.mean()
 
@@ -165,14 +180,16 @@ def test_disk_cache_is_read_back():
 
     Numba stores some kinds of functions that crash when loaded."""
     puzzles, _ = generate(50, BoardShape(3, 3))
-    stored = Path(search._generate._cache.cache_path).glob('search._generate*.nbi')
-    if not list(stored): pytest.skip('no writable folder for the cache')
-    code = ('from reasonnb.sudoku import generator, search; from reasonnb.sudoku.board import BoardShape;'
+    stored = [list(Path(kernel._cache.cache_path).glob(f'*.{kernel.__name__}*.nbi'))
+              for kernel in (search._grids, bands._thin_bands)]
+    if not all(stored): pytest.skip('no writable folder for the cache')
+    code = ('from reasonnb.sudoku import bands, generator, search; from reasonnb.sudoku.board import BoardShape;'
             'p, _ = generator.generate(50, BoardShape(3, 3), workers=1);'
-            'print(sum(search._generate.stats.cache_hits.values()), p.tobytes().hex())')
+            'hits = [sum(f.stats.cache_hits.values()) for f in (search._grids, bands._thin_bands)];'
+            'print(*hits, p.tobytes().hex())')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    hits, other = done.stdout.split()
-    assert hits == '1' and bytes.fromhex(other) == puzzles.tobytes()
+    *hits, other = done.stdout.split()
+    assert hits == ['1', '1'] and bytes.fromhex(other) == puzzles.tobytes()
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')

@@ -7,12 +7,12 @@ __all__ = ['BoardShape', 'box_for', 'parse_lines', 'parse', 'to_lines', 'to_line
            'is_solved', 'agrees']
 
 # %% ../../nbs/sudoku/00_board.ipynb #0dfefc0d
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ..core.config import UserError
 
@@ -153,12 +153,17 @@ def parse(
     return parse_lines([line], box)[0]
 
 # %% ../../nbs/sudoku/00_board.ipynb #aec5450a
+def _torch_of(grids):
+    "The module torch where grids are a tensor, else None. Who has one has imported it; others need not."
+    torch = sys.modules.get('torch')
+    return torch if torch and isinstance(grids, torch.Tensor) else None
+
 def to_lines(
     grids,                    # `(n, cells)` array or tensor of digits, 0 = blank
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ) -> list[str]:
     "Write boards as lines with `.` for blanks and letters above 9; a digit the board lacks raises `UserError`."
-    grids = grids.cpu().numpy() if isinstance(grids, torch.Tensor) else np.asarray(grids)
+    grids = grids.cpu().numpy() if _torch_of(grids) else np.asarray(grids)
     box = _box_of(grids.shape[-1], box)
     bad = (grids < 0) | (grids > box.N)
     if bad.any(): raise UserError(f'digit {grids[bad][0]} is not on a board of {box} boxes (1 to {box.N}, 0 = empty)')
@@ -199,11 +204,11 @@ def from_text(
 # %% ../../nbs/sudoku/00_board.ipynb #6902e13b
 def _block_is_valid(grids, box:BoardShape):
     "Validity of `(n, cells)` grids as `(n,)` bool; takes an array or a tensor on any device."
-    is_torch = isinstance(grids, torch.Tensor)
+    torch = _torch_of(grids)
     dtype = 'int32' if box.N < 31 else 'int64'
     bit = 1 << np.arange(box.N + 1, dtype=dtype)
     bit[0] = 0                                        # blanks never repeat
-    if is_torch:
+    if torch:
         bits = torch.from_numpy(bit).to(grids.device)[grids.clamp(0, box.N).long()].T.contiguous()
         units = torch.tensor(box.units, device=grids.device)
     else:
@@ -224,12 +229,12 @@ def is_valid(
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ): # `(...)` bool, array or tensor as `grids` are
     "True where no unit holds a digit twice and every digit is on the board; blanks are allowed."
-    if not isinstance(grids, torch.Tensor): grids = np.asarray(grids)
+    torch = _torch_of(grids)
+    if not torch: grids = np.asarray(grids)
     box = _box_of(grids.shape[-1], box)
     flat = grids.reshape(-1, box.cells)
-    join = torch.cat if isinstance(grids, torch.Tensor) else np.concatenate
-    on_cpu = getattr(grids, 'device', None) in (None, 'cpu', torch.device('cpu'))
-    size = 4096 if on_cpu else 1 << 20 # grids of a block
+    join = torch.cat if torch else np.concatenate
+    size = 1 << 20 if torch and grids.device.type != 'cpu' else 4096 # grids of a block
     parts = [_block_is_valid(flat[i:i + size], box) for i in range(0, max(len(flat), 1), size)]
     return join(parts).reshape(grids.shape[:-1])[()]
 
@@ -238,7 +243,7 @@ def is_solved(
     box:BoardShape|None=None, # box shape; None: from the number of cells
 ): # `(...)` bool, array or tensor as `grids` are
     "True where every cell is filled and no unit holds a digit twice."
-    if not isinstance(grids, torch.Tensor): grids = np.asarray(grids)
+    if not _torch_of(grids): grids = np.asarray(grids)
     return is_valid(grids, box) & (grids > 0).all(-1)
 
 def agrees(
