@@ -82,10 +82,11 @@ def test_a_seed_means_the_same_puzzles_on_every_machine():
 def test_the_walk_stops_where_the_simple_loop_stops():
     "Neither the blocks of the walk nor the bands change which clue goes: a loop that asks clue by clue agrees."
     from reasonnb.sudoku.bands import _band_tables, _thin_bands
-    from reasonnb.sudoku.search import _tables, _thin
+    from reasonnb.sudoku.search import _tables, _thin, _work
     rng, nine = np.random.default_rng(0), BoardShape(3, 3)
-    kinds = [(box, n, _thin, _tables(box)) for box, n in ((BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (nine, 15))]
-    for box, n, thin, tables in [*kinds, (nine, 15, _thin_bands, _band_tables())]:
+    shapes = (BoardShape(2, 2), 40), (BoardShape(2, 3), 30), (nine, 15)
+    kinds = [(box, n, _thin, (_work(_tables(box), 1), _tables(box))) for box, n in shapes]
+    for box, n, thin, given in [*kinds, (nine, 15, _thin_bands, (_band_tables(),))]:
         for grid in random_grids(n, box, seed=11):
             walk, spare = rng.permutation(box.cells).astype(np.uint16), int(rng.integers(box.cells))
             slow, fast, left = grid.copy(), grid[None].copy(), np.array([spare])
@@ -93,7 +94,7 @@ def test_the_walk_stops_where_the_simple_loop_stops():
                 slow[cell] = 0
                 if spare == 0 or count_solutions(slow[None], box)[0] != 1: slow[cell] = grid[cell]
                 else: spare -= 1
-            thin(tables, fast, walk[None], left)
+            thin(*given, fast, walk[None], left)
             assert spare == left[0] and (slow == fast[0]).all()
 
 

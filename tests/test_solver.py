@@ -10,7 +10,7 @@ from ortools.sat.python import cp_model
 from reasonnb.core.compiled import compiled
 from reasonnb.core.config import UserError
 from reasonnb.sudoku import bands, search
-from reasonnb.sudoku.board import BoardShape, agrees, is_solved
+from reasonnb.sudoku.board import BoardShape, agrees, is_solved, parse_lines
 from reasonnb.sudoku.generator import generate, random_grids
 from reasonnb.sudoku.solver import _searched, count_solutions, prove, rate, solve
 
@@ -86,6 +86,14 @@ def test_both_searches_of_a_9x9_board_agree():
     assert (ours == theirs)[counts <= 1].all()
     several = counts > 1
     assert is_solved(ours[several], box).all() and agrees(puzzles, ours)[several].all()
+
+
+def test_a_cell_that_two_digits_need_is_a_contradiction():
+    "A branch of this search comes to such a cell; a guess in it would change nothing, so the search would never end."
+    line = '..............1..2..3....4.........1.....25.6.78.5........4..8..2.......61...3...'
+    puzzle = parse_lines([line])
+    solution, count, _ = prove(puzzle, BoardShape(3, 3))
+    assert count == 1 and is_solved(solution).all() and agrees(puzzle, solution).all()
 
 
 def test_counts_beyond_two():

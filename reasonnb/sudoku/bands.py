@@ -145,6 +145,7 @@ def _mark(marks, words):
     for band in range(3):
         hidden, once, twice = _W(0), _W(0), _W(0)
         for i in range(16 * band, 16 * band + 9):
+            fault |= hidden & words[48 + i]         # a cell that two digits need
             hidden |= words[48 + i]
         for i in range(16 * band, 16 * band + 9):
             x = words[i]

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.config import UserError
 from .board import BoardShape
 from .bands import _band_tables, _thin_bands
-from .search import _grids, _tables, _thin
+from .search import _grids, _tables, _thin, _work
 from .solver import _parallel
 
 # %% ../../nbs/sudoku/08_generator.ipynb #c1715e3d
@@ -29,19 +29,20 @@ def _make(n:int, # number of puzzles
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     rngs = start + np.arange(n, dtype=np.uint64)[:, None] * np.uint64(0xD1342543DE82EF95)  # odd: a stream for each
     puzzles, solutions = np.zeros((n, box.cells), np.uint8), np.zeros((n, box.cells), np.uint8)
-    def attempt(a, b):
+    def attempt(work, a, b):
         "Make the puzzles anew; returns how many clues each still has to lose."
         walks, spare = np.zeros((b - a, box.cells), np.uint16), np.full(b - a, box.cells - max(clues, 0))
-        _grids(t, rngs[a:b], solutions[a:b], walks)
+        _grids(work, t, rngs[a:b], solutions[a:b], walks)
         puzzles[a:b] = solutions[a:b]
         if box == BoardShape(3, 3): _thin_bands(_band_tables(), puzzles[a:b], walks, spare)
-        else: _thin(t, puzzles[a:b], walks, spare)
+        else: _thin(work, t, puzzles[a:b], walks, spare)
         return spare * (clues >= 0)
     def kernel(a, b):
-        for i, left in zip(range(a, b), attempt(a, b)):
+        work = _work(t, 1)
+        for i, left in zip(range(a, b), attempt(work, a, b)):
             for _ in range(attempts - 1):
                 if left == 0: break
-                left = min(left, attempt(i, i + 1)[0])
+                left = min(left, attempt(work, i, i + 1)[0])
             if left:
                 raise UserError(f'clues={clues}: {attempts} random grids of {box} boxes '
                                 f'came down to {clues + left} clues at best; ask for more')

@@ -278,16 +278,15 @@ def _minimise(work, t, puzzle, walk, spare, rng, scratch):
 
 # %% ../../nbs/sudoku/03_search.ipynb #b0a0374a
 @compiled
-def _grids(t, rngs, grids, walks):
+def _grids(work, t, rngs, grids, walks):
     "Write random full grids, each from its own row of rngs `(n, 1)`, and the order in which clues are to be dropped."
-    work = _work(t, 1)
     for n in range(len(grids)):
         _fill(work, t, rngs[n], grids[n])
         _shuffle(walks[n], rngs[n])
 
 @compiled
-def _thin(t, puzzles, walks, spare):
+def _thin(work, t, puzzles, walks, spare):
     "Drop clues of each puzzle in the order of its walk, `spare` at most, each one that the others imply."
-    work, none, scratch = _work(t, 1), np.empty(0, np.uint64), np.empty(len(t[0]), np.uint8)
+    none, scratch = np.empty(0, np.uint64), np.empty(len(t[0]), np.uint8)
     for n in range(len(puzzles)):
         spare[n] = _minimise(work, t, puzzles[n], walk=walks[n], spare=spare[n], rng=none, scratch=scratch)
