@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from ..core.config import UserError
 
 # %% ../../nbs/text/17_symbols.ipynb #ad360a68
@@ -69,8 +67,9 @@ class Symbols:
         "As `encode`, but a list, which is faster for a short text."
         return [self._numbers[piece] for piece in self.pieces(text)]
 
-    def encode(self, text:str) -> np.ndarray: # int64, (symbols,)
+    def encode(self, text:str): # `numpy.ndarray` of int64, (symbols,)
         "Symbols of a text, without an end."
+        import numpy as np  # scales ask for the number of symbols only, and a list of experiments needs no arrays
         return np.array(self.ids(text), np.int64)
 
     def prompt_ids(self, text:str) -> list[int]:
@@ -80,6 +79,7 @@ class Symbols:
     def decode(self, ids # numbers below `vocab`
               ) -> str:
         "Text of symbols; an end is a new line, padding is nothing. `UserError` for a number outside the vocabulary."
+        import numpy as np
         ids = np.asarray(ids).reshape(-1).tolist()
         for i in ids:
             if not 0 <= i < self.vocab: raise UserError(f'symbol {i}: the vocabulary has 0 to {self.vocab - 1}')

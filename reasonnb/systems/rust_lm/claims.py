@@ -8,8 +8,7 @@ __all__ = ['LOSSES', 'RESUMED', 'WRITING', 'SPEED', 'TESTED', 'FIXES', 'CLAIMS',
 
 # %% ../../../nbs/systems/rust_lm/15_claims.ipynb #c6bd1c64
 import importlib, math
-
-import numpy as np
+from statistics import fmean
 
 from ...core.claimtest import CannotShow, ClaimTest
 from ...core.step_times import times
@@ -26,7 +25,7 @@ def rows_between(record:dict,
 
 def mean_between(record:dict, first:float, last:float, metric:str='loss', kind:str='train') -> float:
     "Mean of a metric over the rows of a part of a run."
-    return float(np.mean([row[metric] for row in rows_between(record, first, last, kind)]))
+    return fmean(row[metric] for row in rows_between(record, first, last, kind))
 
 def at_end(record:dict, metric:str='loss') -> float:
     "Mean of a training metric over the last tenth of the updates."
@@ -67,6 +66,7 @@ def best_after(record:dict) -> float: # nats, above zero if the run never is as 
 
 def norm_growth(record:dict) -> float: # ratio
     "Gradient norm, greatest mean over a twentieth of the updates, over that right after the restart."
+    import numpy as np  # a list of experiments needs none
     c = record['config']
     width = .05 * c['steps']
     starts = np.arange(c['restart'], c['steps'] - width + 1, width)
