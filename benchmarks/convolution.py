@@ -10,7 +10,7 @@ interleaved in every round; CPU seconds of one thread, so that other jobs matter
 with their quartiles.
 Prints a table and, with a peer, writes it to benchmarks/convolution.json.
 """
-import importlib, json, platform, statistics, sys, time
+import importlib, json, platform, sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +18,7 @@ import torch, typer
 
 from reasonnb.systems.equilibrium.convolution import ConvHopfield
 from reasonnb.systems.equilibrium.estimators import Phases, Problem, estimate
+from rounds import alternate, median, ratio
 
 IMAGE, KERNEL, BETA = (1, 28, 28), 5, .5
 SIZES = (  # channels, images in a batch, iterations of the free phase and of each nudged one
@@ -89,19 +90,11 @@ def measure(channels, batch, free, nudged, folder, rounds) -> dict:
     "Medians over rounds, in which all alternate."
     calls = sides(channels, batch, free, nudged, folder)
     repeats = max(1, 256 // (batch * (channels[0] // 16) ** 2))
-    def clock(call):
-        start = time.process_time()
-        for _ in range(repeats):
-            call()
-        return (time.process_time() - start) / repeats
-    for call in calls.values():
-        clock(call)  # warm-up
-    found = [{name: clock(call) for name, call in calls.items()} for _ in range(rounds)]
-    def ratio(a, b): return [round(x, 3) for x in statistics.quantiles([row[a] / row[b] for row in found], n=4)]
+    found = alternate(calls, rounds, repeats)
     row = dict(channels=channels, batch=batch, iterations=[free, nudged],
-               milliseconds={name: round(1e3 * statistics.median(r[name] for r in found), 1) for name in calls},
-               update_over_convolutions=ratio('update', 'convolutions'))
-    return row | dict(peer_over_update=ratio('peer', 'update')) if folder else row
+               milliseconds={name: round(1e3 * median(found, name), 1) for name in calls},
+               update_over_convolutions=ratio(found, 'update', 'convolutions'))
+    return row | dict(peer_over_update=ratio(found, 'peer', 'update')) if folder else row
 
 
 def main(peer: Path = None, rounds: int = 15):

@@ -8,13 +8,14 @@ are asserted to agree. CPU seconds of one thread, so that other jobs matter litt
 their quartiles.
 Prints a table and writes it to benchmarks/equilibrium.json.
 """
-import json, platform, statistics, time
+import json, platform
 from pathlib import Path
 
 import torch, typer
 import torch.nn.functional as F
 
 from reasonnb.systems.equilibrium.energy import EnergyTransformer
+from rounds import alternate, median, ratio
 
 SHAPES = {  # name -> images in a batch, arguments of the network
     'digits': (128, {}),
@@ -53,18 +54,10 @@ def sides(kind:str, batch:int, network:dict) -> dict: # name -> call
 def measure(kind:str, shape:str, rounds:int, repeats:int=20) -> dict:
     "Medians over rounds, in which the three alternate."
     calls = sides(kind, *SHAPES[shape])
-    def clock(call):
-        start = time.process_time()
-        for _ in range(repeats):
-            call()
-        return (time.process_time() - start) / repeats
-    for call in calls.values():
-        clock(call)  # warm-up
-    found = [{name: clock(call) for name, call in calls.items()} for _ in range(rounds)]
-    def median(name): return round(1e6 * statistics.median(row[name] for row in found))
-    def ratio(a, b): return [round(x, 3) for x in statistics.quantiles([row[a] / row[b] for row in found], n=4)]
-    return dict(attention=kind, shape=shape, microseconds={name: median(name) for name in calls},
-                field_over_products=ratio('field', 'products'), autograd_over_field=ratio('autograd', 'field'))
+    found = alternate(calls, rounds, repeats)
+    return dict(attention=kind, shape=shape, microseconds={name: round(1e6 * median(found, name)) for name in calls},
+                field_over_products=ratio(found, 'field', 'products'),
+                autograd_over_field=ratio(found, 'autograd', 'field'))
 
 
 def main(rounds:int=15):

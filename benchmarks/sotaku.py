@@ -9,7 +9,7 @@ training. Without dropout the losses of three steps and the logits must agree; m
 Sides alternate; CPU seconds of one thread; ratio = the script's time over ours, median and quartiles over rounds.
 Prints a table and writes it to benchmarks/sotaku.json.
 """
-import importlib.util, json, os, platform, statistics, sys, types
+import importlib.util, json, os, platform, sys, types
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +17,11 @@ import torch, typer
 from torch import nn
 import torch.nn.functional as F
 
-from looped import Clock, Step, encoder_loss, our_loss, processor
+from looped import Step, encoder_loss, our_loss, processor
 from reasonnb.sudoku.board import BoardShape
 from reasonnb.sudoku.generator import generate
 from reasonnb.systems.looped.transformer import LoopedTransformer
+from rounds import alternate, median, ratio
 
 BOX, WIDTH, ITERATIONS, DROPOUT = BoardShape(3, 3), 128, 16, .1
 SCRIPT = 'iters/exp_baseline_lr2e3.py'
@@ -84,14 +85,12 @@ def sides(module, dropout) -> tuple[LoopedTransformer, Peer]:
     return ours, Peer(module, dropout).take(ours)
 
 
-def ratio(ours, peer, rounds) -> dict:
-    "Both calls in turns."
-    clock = Clock('cpu')
-    seconds = [(clock(ours), clock(peer)) for _ in range(rounds)]
-    low, middle, high = statistics.quantiles([b / a for a, b in seconds], n=4)
-    return dict(seconds=float(f'{statistics.median(a for a, _ in seconds):.4g}'),
-                peer_seconds=float(f'{statistics.median(b for _, b in seconds):.4g}'), ratio=round(middle, 3),
-                ratio_quartiles=[round(low, 3), round(high, 3)])
+def race(ours, peer, rounds) -> dict:
+    "Seconds of both sides, and the peer's over ours."
+    found = alternate(dict(ours=ours, peer=peer), rounds)
+    seconds = {name: float(f'{median(found, name):.4g}') for name in ('ours', 'peer')}
+    low, middle, high = ratio(found, 'peer', 'ours')
+    return dict(seconds=seconds['ours'], peer_seconds=seconds['peer'], ratio=middle, ratio_quartiles=[low, high])
 
 
 def training(module, dropout, rounds) -> dict:
@@ -104,7 +103,7 @@ def training(module, dropout, rounds) -> dict:
     difference = max(abs(a - b).item() for a, b in zip(pair[0].losses, pair[1].losses, strict=True))
     if not dropout: assert difference < 1e-4, f'losses differ by {difference:.2g}'
     return dict(work=f'training step, dropout {dropout:g}', boards=16, difference=float(f'{difference:.2g}'),
-                **ratio(*pair, rounds=rounds))
+                **race(*pair, rounds=rounds))
 
 
 @torch.no_grad()
@@ -115,7 +114,7 @@ def reading(module, rounds) -> dict:
     mine, theirs = (torch.stack(list(call())) for call in calls)
     difference = (mine - theirs).abs().max().item()
     assert difference < 1e-4, f'logits differ by {difference:.2g}'
-    return dict(work='reading', boards=64, difference=float(f'{difference:.2g}'), **ratio(*calls, rounds=rounds))
+    return dict(work='reading', boards=64, difference=float(f'{difference:.2g}'), **race(*calls, rounds=rounds))
 
 
 def main(peer:Annotated[Path|None, typer.Option(help='a checkout of https://github.com/chenglou/sotaku')]=None,

@@ -71,13 +71,10 @@ def _system(module:str) -> System:
         if e.name is None or not f'{module}.'.startswith(f'{e.name}.'): raise
         raise UserError(f"no module {module!r} for a system; check REASONNB_SYSTEMS") from None
 
-@lru_cache
-def _systems(modules:tuple[str, ...]) -> tuple[System, ...]: return tuple(map(_system, modules))
-
 def systems() -> tuple[System, ...]:
     "The registered systems: those of `REASONNB_SYSTEMS`, else the built-in ones."
     names = os.environ.get('REASONNB_SYSTEMS')
-    return _systems(tuple(name.strip() for name in names.split(',')) if names else SYSTEMS)
+    return tuple(_system(name.strip()) for name in (names.split(',') if names else SYSTEMS))
 
 # %% ../../nbs/lab/00_catalogue.ipynb #4498cdeb
 @lru_cache
