@@ -346,7 +346,7 @@ def test_a_full_disk_is_one_line_and_can_be_fixed(boards, tmp_path):
         from reasonnb.sudoku import datasets
         from reasonnb.sudoku.board import BoardShape
         box = BoardShape(2, 3)
-        datasets.prove(datasets.generate(10, box)[0], box) # compiled before the limit
+        datasets.prove_and_rate(datasets.generate(10, box)[0], box) # compiled before the limit
         if sys.argv[2] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try: print(json.dumps(len(datasets.load('generated', box, 2000, data=sys.argv[1]))))
         except UserError as e: print(json.dumps(str(e)))

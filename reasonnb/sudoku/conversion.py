@@ -16,7 +16,7 @@ from ..core.config import UserError
 from .board import BoardShape
 from .formats import _checked, _list_faults, read_chunks
 from .listreport import FAULTS, Report
-from .solver import prove, rate
+from .solver import prove, prove_and_rate
 
 # %% ../../nbs/sudoku/17_conversion.ipynb #e5b68cc1
 def write_columns(folder, # where the files go
@@ -98,8 +98,9 @@ def _prove_rows(folder, n:int, box:BoardShape, *, proofs:int, report:Report):
     own_rating = np.array([source['rating'] == 'solver' for source in report.sources])
     for i in range(0, len(todo), _BLOCK):
         rows = todo[i:i + _BLOCK]
-        counts, unrated = prove(puzzles[rows], box)[1], rows[own_rating[origin[rows, 1]]]
-        ratings[unrated] = rate(puzzles[unrated], box)
+        unrated, counts = own_rating[origin[rows, 1]], np.zeros(len(rows), np.int32)
+        counts[~unrated] = prove(puzzles[rows[~unrated]], box)[1]
+        _, counts[unrated], ratings[rows[unrated]] = prove_and_rate(puzzles[rows[unrated]], box)
         ratings[rows[counts > 1]] = np.nan
         faults[rows[counts > 1]] = 4
         for f, source in enumerate(report.sources):

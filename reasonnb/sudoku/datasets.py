@@ -23,7 +23,7 @@ from .conversion import _BLOCK, convert, write_columns
 from .generator import generate
 from .listreport import FAULTS, Report
 from .puzzle_set import PuzzleSet, rating_groups, split_by_class
-from .solver import _parallel, prove, rate
+from .solver import _parallel, prove_and_rate
 from .symmetry import grid_class
 
 # %% ../../nbs/sudoku/19_datasets.ipynb #33fa30a3
@@ -156,11 +156,10 @@ def _first_different(n:int, box:BoardShape, seed:int, clues:int|None) -> tuple[n
 def _generated(folder:Path, n:int, box:BoardShape, *, seed:int, clues:int|None):
     "Write the first n different puzzles of a seed."
     puzzles, solutions = _first_different(n, box, seed, clues)
-    answers, counts, _ = prove(puzzles, box)
+    answers, counts, ratings = prove_and_rate(puzzles, box)
     if (counts != 1).any() or (answers != solutions).any():
         raise RuntimeError('the generator made a puzzle without a unique solution')
-    ratings = rate(puzzles, box).astype(np.float32)
-    write_columns(folder, [dict(puzzles=puzzles, solutions=solutions, ratings=ratings)])
+    write_columns(folder, [dict(puzzles=puzzles, solutions=solutions, ratings=ratings.astype(np.float32))])
     source = dict(file='generated', layout='generator', rows=n, rating='solver')
     seal(folder, box, Report(rows=n, kept=n, uniqueness_checked=n, sources=[source]))
 

@@ -17,7 +17,7 @@ from .board import BoardShape, _digit_of_byte, agrees, is_solved, is_valid, to_l
 from .drawings import Found
 from .listreport import FAULTS, Report
 from .reading import Reader, fault_of
-from .solver import prove, rate
+from .solver import prove, prove_and_rate
 from .streams import read_blocks, text_of
 from .tables import Layout, rating_of
 
@@ -249,8 +249,9 @@ def _checked(chunk:Chunk, box:BoardShape, report:Report, file:str):
         faults.mark(known & ~agrees(puzzles, answers), 3, lambda i: _changed_clue(puzzles[i], answers[i]))
     if not known.all():
         search, counts = ~known & (faults.kinds == 0), np.ones(len(puzzles), np.int32)
-        answers[search], counts[search], _ = prove(puzzles[search], box)
-        if report.sources[-1]['rating'] == 'solver': ratings[search] = rate(puzzles[search], box)
+        rated = report.sources[-1]['rating'] == 'solver'
+        answers[search], counts[search], guesses = (prove_and_rate if rated else prove)(puzzles[search], box)
+        if rated: ratings[search] = guesses
         faults.mark(counts == 0, 2, lambda i: 'no solution')
         faults.mark(counts > 1, 4, lambda i: 'at least 2 solutions')
         answers[~known & (faults.kinds > 0)] = 0
